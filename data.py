@@ -1,0 +1,250 @@
+"""Token bins -> batches, as a pure function of (data_seed, position).
+
+    stream = TrainStream("data", [(0, "stdlib-gpt2")], seq_len=512, data_seed=0)
+    tokens = stream.batch(position=0, count=8)     # (8, 513) int64: inputs [:, :-1], targets [:, 1:]
+    val = ValSet("data/stdlib-gpt2", seq_len=512)  # a fixed set of tokens, in order
+    x, y = val.chunk(0)
+
+A dataset is a folder with `train.bin` and `val.bin` (raw little-endian uint16 or uint32, as nanoGPT writes them) and
+`meta.json`, which is written last and says what the bins hold: without it they are not whole, and are not read.
+
+The training stream is one endless row of sequences. Position p is the p-th sequence trained on, whatever the
+micro-batch, the ranks, and however often the run was stopped: with G sequences a step, step s takes s*G .. s*G + G-1.
+Each epoch brings every sequence of a bin once, in a new order, and moves the cuts between sequences by a new offset.
+"""
+
+import json
+from fractions import Fraction
+from math import gcd, lcm
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FORMAT = 1  # of meta.json
+SCAN_BYTES = 1 << 30  # bins up to this size are searched for stray tokens when opened; every batch is, always
+
+
+def token_dtype(vocab_size):
+    """Smallest little-endian dtype for token ids below `vocab_size`: uint16, or uint32 beyond 65536."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def read_meta(folder):
+    """Read the `meta.json` of a dataset folder and hold the sizes of its bins against it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        have = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/meta.json"))) or "nothing"
+        raise ValueError(
+            f"dataset {folder.name!r} is not in {folder.parent}/ (there: {have}); "
+            "make it with prepare_data.py, which prints the --dataset= to use"
+        )
+    if not (folder / "meta.json").is_file():
+        raise ValueError(
+            f"{folder} has no meta.json, so its bins may be incomplete: run prepare_data.py for it again, "
+            f"or, for bins made elsewhere, python prepare_data.py --adopt {folder}"
+        )
+    meta = json.loads((folder / "meta.json").read_text())
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: prepare it again")
+    for split, info in meta["splits"].items():
+        path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            raise ValueError(f"{path} has {size:,} bytes, its meta.json says {expected:,}: prepare it again")
+    return meta
+
+
+def open_bin(folder, split):
+    """(token ids of a split as a read-only memmap, meta); ValueError says what is wrong and what to do."""
+    meta = read_meta(folder)
+    if split not in meta["splits"]:
+        raise ValueError(f"{folder} has no {split!r} split (it has {', '.join(meta['splits'])})")
+    path = Path(folder) / f"{split}.bin"
+    if meta["splits"][split]["tokens"] < 2:
+        raise ValueError(f"{path} has {meta['splits'][split]['tokens']} tokens: nothing to predict; prepare more text")
+    tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
+    if tokens.nbytes <= SCAN_BYTES:
+        check_tokens(tokens, meta["vocab_size"], path)
+    return tokens, meta
+
+
+def check_tokens(tokens, vocab_size, where):
+    """Raise ValueError if a token id is not below `vocab_size`."""
+    if (largest := int(tokens.max())) >= vocab_size:
+        raise ValueError(
+            f"{where}: token {largest} at index {int(tokens.argmax())} is beyond the vocabulary of {vocab_size}; "
+            "the bin is damaged or was made with another tokenizer: prepare it again"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Order. Everything here is fixed for ever: it defines which text a step saw.
+
+
+def mix64(x):
+    """Finalizer of splitmix64 (Steele et al. 2014): a well-mixed bijection of uint64 arrays."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hash64(*values):
+    """Hash non-negative integers, order included, to a uint64 array of shape (1,)."""
+    state = np.zeros(1, dtype=np.uint64)
+    for value in values:
+        state = mix64(state + np.uint64(0x9E3779B97F4A7C15) + np.uint64(value))
+    return state
+
+
+def permute(index, n, key):
+    """Images of `index` (uint64 array, all below n) under the pseudo-random permutation of range(n) that `key` chooses.
+
+    A Feistel network over an even number of bits, walked until it lands below n (Black and Rogaway 2002): random access
+    in constant memory. numpy's own permutation has neither, and may change between versions.
+    """
+    half = np.uint64(max(1, (n - 1).bit_length() + 1 >> 1))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = [mix64(key + np.uint64(i)) for i in range(8)]  # 8 rounds: with 4, small n are visibly uneven
+    image = np.array(index, dtype=np.uint64)
+    outside = np.ones(image.shape, dtype=bool)
+    while outside.any():  # 2 passes on average at worst: the network covers less than 4 n
+        left, right = image[outside] >> half, image[outside] & mask
+        for k in keys:
+            left, right = right, left ^ (mix64(right ^ k) & mask)
+        image[outside] = (left << half) | right
+        outside = image >= np.uint64(n)
+    return image
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mixtures
+
+
+def parse_mix(spec):
+    """`"a:0.7,b:0.3"`, or just `"a"` -> {name: weight}, weights as the smallest integers of the same proportion."""
+    weights = {}
+    for part in spec.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            weight = Fraction(weight or "1")
+        except (ValueError, ZeroDivisionError):
+            weight = 0
+        if not name or name in weights or weight <= 0:
+            raise ValueError(
+                f"dataset={spec!r}: expected NAME or NAME:WEIGHT,NAME:WEIGHT,..., weights > 0, each name once"
+            )
+        weights[name] = weight
+    scale = lcm(*(w.denominator for w in weights.values()))
+    divisor = gcd(*(int(w * scale) for w in weights.values()))
+    weights = {name: int(w * scale) // divisor for name, w in weights.items()}
+    if sum(weights.values()) > 10**6:
+        raise ValueError(f"dataset={spec!r}: the weights need more than six digits; round them")
+    return weights
+
+
+def deal(positions, weights):
+    """Deal positions (int64 array) to sources, evenly by integer weights: (source, position within the source), arrays.
+
+    Each source in turn takes its share w/W of what the ones before it left: of that, position q is its own if
+    floor((q + 1) w/W) > floor(q w/W), and floor(q w/W) came before. No state, and never a position off its share.
+    """
+    source, within = np.zeros_like(positions), np.zeros_like(positions)
+    index, q = np.arange(positions.size), positions  # those not dealt yet, and their positions among themselves
+    for i, weight in enumerate(weights):
+        before, after = q * weight // sum(weights[i:]), (q + 1) * weight // sum(weights[i:])
+        mine = after > before
+        source[index[mine]], within[index[mine]] = i, before[mine]
+        index, q = index[~mine], (q - before)[~mine]
+    return source, within
+
+
+class TrainStream:
+    """The endless training stream.
+
+    data_dir   folder of the dataset folders
+    history    [(first position, mix)], increasing. As a rule one, [(0, "a")]; a cooldown with another mix adds one,
+               [(0, "a"), (50_000, "a:0.5,b:0.5")], and each source then goes on behind what it has given before
+    seq_len    tokens in a sequence, T
+    data_seed  chooses orders and offsets
+    """
+
+    def __init__(self, data_dir, history, seq_len, data_seed):
+        self.seq_len, self.data_seed = seq_len, data_seed
+        self.segments = []  # (first position, {name: weight}, {name: sequences given before})
+        given = {}
+        for start, mix in history:
+            if self.segments:
+                previous, weights, _ = self.segments[-1]
+                left = start - previous
+                for i, (name, weight) in enumerate(weights.items()):
+                    share = left * weight // sum(list(weights.values())[i:])  # as in `deal`
+                    given[name], left = given.get(name, 0) + share, left - share
+            self.segments.append((start, parse_mix(mix), dict(given)))
+        self.bins, self.meta = {}, {}
+        for name in dict.fromkeys(name for _, weights, _ in self.segments for name in weights):
+            self.bins[name], self.meta[name] = open_bin(Path(data_dir) / name, "train")
+            size = self.bins[name].size
+            if size < 2 * seq_len:
+                raise ValueError(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
+        tokenizers = {meta["tokenizer"]: meta["vocab_size"] for meta in self.meta.values()}
+        if len(tokenizers) > 1:
+            raise ValueError(f"dataset: a mix needs one tokenizer, not {' and '.join(tokenizers)}; prepare them alike")
+        (self.vocab_size,) = tokenizers.values()
+
+    def locate(self, position, count):
+        """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
+        start, weights, given = [s for s in self.segments if s[0] <= position][-1]
+        source, within = deal(np.arange(position - start, position - start + count), list(weights.values()))
+        epoch, first = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
+        for i, name in enumerate(weights):
+            n = self.bins[name].size // self.seq_len - 1  # the last stretch makes room for offset and last target
+            epochs, slots = divmod(within + given.get(name, 0), n)
+            for e in np.unique(epochs[source == i]):
+                mine = (source == i) & (epochs == e)
+                offset = int(hash64(self.data_seed, e, 1)[0] % np.uint64(self.seq_len))
+                order = permute(slots[mine], n, hash64(self.data_seed, e, 0)).astype(int)
+                epoch[mine], first[mine] = e, offset + order * self.seq_len
+        names = list(weights)
+        return [(names[i], int(e), int(f)) for i, e, f in zip(source, epoch, first, strict=True)]
+
+    def batch(self, position, count):
+        """Sequences `position` .. `position + count - 1`: a (count, T + 1) int64 tensor."""
+        rows = [self.bins[name][i : i + self.seq_len + 1] for name, _, i in self.locate(position, count)]
+        tokens = np.stack(rows).astype(np.int64)  # (B, T + 1)
+        check_tokens(tokens, self.vocab_size, f"{'+'.join(self.bins)}, sequences {position} to {position + count - 1}")
+        return torch.from_numpy(tokens)
+
+
+class ValSet:
+    """The first `tokens` tokens of a validation split (0: all), in chunks whose shape depends on `seq_len` alone.
+
+    Ranks share out whole chunks, so the loss is the same to the bit whatever their number and the micro-batch.
+    """
+
+    CHUNK_TOKENS = 8192  # one forward pass without gradients: small for a GPU, large enough for a CPU
+
+    def __init__(self, folder, seq_len, tokens=0):
+        self.tokens, self.meta = open_bin(folder, "val")
+        if tokens >= self.tokens.size:
+            raise ValueError(
+                f"eval_tokens={tokens:,} is more than {folder} can give: {self.tokens.size - 1:,}; 0 takes all"
+            )
+        self.shape = (max(1, self.CHUNK_TOKENS // seq_len), seq_len)  # (B, T)
+        self.n_targets = tokens or self.tokens.size - 1
+        self.n_chunks = -(-self.n_targets // (self.shape[0] * seq_len))
+
+    def chunk(self, i):
+        """(inputs, targets) of chunk i, (B, T) int64 each; targets behind the end are -1, which losses ignore."""
+        B, T = self.shape
+        first, last = i * B * T, min((i + 1) * B * T, self.n_targets)
+        x, y = np.zeros(B * T, dtype=np.int64), np.full(B * T, -1, dtype=np.int64)
+        x[: last - first], y[: last - first] = self.tokens[first:last], self.tokens[first + 1 : last + 1]
+        return torch.from_numpy(x.reshape(B, T)), torch.from_numpy(y.reshape(B, T))
+
+
+def to_device(tensor, device):
+    """Copy a CPU tensor to `device`: to CUDA through pinned memory, so that the copy waits for nothing."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
