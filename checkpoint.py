@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or not there: written aside, synced, verified, renamed, and verified again before use.
+
+    save(folder, step, state, keep=2, save_at=(1000,))   # -> folder/step_00001200.pt; prunes older ones
+    found = load_latest(folder)                          # (state, path) of the newest good one, None if there is none
+    state = load(path)                                   # this one or ValueError
+
+One file holds everything, in types that `torch.load(weights_only=True)` takes; torch.save writes it. torch.load itself
+notices no flipped bits, so the file also carries, as its zip comment, the SHA-256 of all its other bytes.
+"""
+
+import hashlib
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+TAG = b"sha256:"
+COMMENT_BYTES = len(TAG) + 64
+END_BYTES = 22  # of a zip's end record, whose last two bytes are the length of the comment that follows
+
+
+def path_of(folder, step):
+    """Path of the checkpoint of the weights after `step` updates."""
+    return Path(folder) / f"step_{step:08d}.pt"
+
+
+def list_steps(folder):
+    """Steps with a checkpoint file in `folder`, increasing; other names are left alone."""
+    files = Path(folder).glob("step_*.pt")
+    return sorted(int(p.stem[5:]) for p in files if p.stem[5:].isdigit() and p == path_of(folder, int(p.stem[5:])))
+
+
+def save(folder, step, state, keep=2, save_at=()):
+    """Write the checkpoint of `step`, then remove all but the newest `keep` and those of the steps in `save_at`.
+
+    At every moment, a power cut included, each file under a final name is whole. OSError or RuntimeError (that is how
+    torch.save reports a full disk) means that nothing has changed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".step_*.tmp"):  # left by a kill
+        stale.unlink()
+    path = path_of(folder, step)
+    aside = folder / f".{path.name}.tmp"
+    try:
+        torch.save(state, aside)
+        seal(aside)
+        verify(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)
+    for old in list_steps(folder)[:-keep]:
+        if old not in save_at:
+            path_of(folder, old).unlink()
+    return path
+
+
+def seal(path):
+    """Append the SHA-256 of a zip file as its comment, and sync it to disk."""
+    with open(path, "r+b") as f:
+        f.seek(-2, os.SEEK_END)
+        f.write(COMMENT_BYTES.to_bytes(2, "little"))
+        f.seek(0)
+        digest = hash_stream(f, path.stat().st_size)
+        f.seek(0, os.SEEK_END)
+        f.write(TAG + digest.encode())
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def hash_stream(f, size):
+    """SHA-256 of the next `size` bytes of an open file, as hex."""
+    digest = hashlib.sha256()
+    while size > 0 and (block := f.read(min(size, 1 << 22))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest()
+
+
+def sync_folder(folder):
+    """Make renames in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def verify(path):
+    """Raise ValueError unless every byte of a checkpoint is as it was written.
+
+    A file without our seal, saved by torch.save elsewhere, is held against its zip checksums only.
+    """
+    try:
+        with open(path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            f.seek(max(0, size - COMMENT_BYTES))
+            comment = f.read()
+            f.seek(0)
+            if comment.startswith(TAG):
+                good = hash_stream(f, size - COMMENT_BYTES) == comment[len(TAG) :].decode()
+            else:
+                with zipfile.ZipFile(f) as archive:
+                    good = comment.endswith(b"\0\0") and archive.testzip() is None  # ends in "no comment"
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not good:
+        raise ValueError(f"{path} is damaged: its bytes are not those that were written")
+
+
+def load(path):
+    """Verify one checkpoint and read it to the CPU; ValueError if it is missing, damaged, or holds more than data."""
+    verify(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the file provokes in the unpickler
+        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def load_latest(folder, warn=True):
+    """(state, path) of the newest good checkpoint in `folder`, or None if it holds no checkpoint at all.
+
+    Damaged ones are passed over, with a warning on stderr unless `warn` is off (one rank's is enough). When all are
+    damaged this is a ValueError, and never a silent start from step 0.
+    """
+    steps = list_steps(folder)
+    for step in reversed(steps):
+        try:
+            return load(path_of(folder, step)), path_of(folder, step)
+        except ValueError as error:
+            if warn:
+                print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
+    if steps:
+        raise ValueError(f"no checkpoint in {folder} is good: restore one, or delete the folder to begin anew")
+    return None

@@ -1,0 +1,15 @@
+name = "tiny"
+dataset = "stdlib-bytes"
+seq_len = 256
+global_batch_size = 16
+micro_batch_size = 8
+n_layer = 4
+n_head = 4
+n_embd = 128
+lr = 2e-3
+schedule = "wsd"
+total_steps = 1000
+warmup_steps = 50
+eval_every = 250
+eval_tokens = 262_144
+save_every = 250

@@ -1,0 +1,99 @@
+"""A run's folder: config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
+
+    folder = RunFolder(run, config, log_from=run / "log.jsonl", start=1000)   # ValueError if another process trains it
+    folder.log({"step": 1010, "train_loss": 3.2})
+    folder.finish(result)
+
+log.jsonl has one JSON object a line. It begins with the lines of `log_from` up to step `start`: those of the run itself
+when it resumes, those of its ancestor when it is a branch. So it is always whole, and never has a step twice.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+WANDB_PROJECT = "cooldown"
+WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
+
+
+class RunFolder:
+    """The open folder of a run, of which there is one: on rank 0.
+
+    config   dict of the run's options
+    """
+
+    def __init__(self, path, config, log_from, start):
+        self.path, self.wandb = path, None
+        path.mkdir(parents=True, exist_ok=True)
+        self.lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError:
+            os.close(self.lock)
+            raise ValueError(f"{path} is being trained by another process: wait, or choose another --name") from None
+        (path / "result.json").unlink(missing_ok=True)
+        write_whole(path / "config.json", json.dumps(config, indent=1) + "\n")
+        write_whole(path / "log.jsonl", "".join(read_log(log_from, start)))
+        self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
+        (path / "code").mkdir(exist_ok=True)
+        for file in Path(__file__).resolve().parent.glob("*.py"):
+            if not file.name.startswith("test_"):
+                shutil.copy(file, path / "code")
+        if config["wandb"] != "off":
+            with self.optional_wandb():
+                import wandb
+
+                mode, name = config["wandb"], config["name"]
+                self.wandb = wandb.init(project=WANDB_PROJECT, name=name, dir=path, mode=mode, config=config)
+
+    @contextlib.contextmanager
+    def optional_wandb(self):
+        """Tracking must not stop a run: its failure switches it off."""
+        try:
+            yield
+        except Exception as error:
+            self.wandb = None
+            print(f"warning: wandb failed and is off: {error}", file=sys.stderr, flush=True)
+
+    def log(self, entry):
+        """Append one line; numbers that are not finite become null, as JSON has none."""
+        entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        self.stream.write(json.dumps(entry) + "\n")
+        if self.wandb:
+            with self.optional_wandb():
+                self.wandb.log(entry, step=entry["step"])
+
+    def finish(self, result):
+        """Write result.json, which says that the run reached its end."""
+        write_whole(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+
+    def close(self):
+        self.stream.close()
+        os.close(self.lock)
+        if self.wandb:
+            finish = threading.Thread(target=self.wandb.finish, daemon=True)
+            finish.start()
+            finish.join(WANDB_FINISH_S)
+
+
+def read_log(path, last_step):
+    """Lines of a log.jsonl up to step `last_step` (none for 0), without one that a kill cut off."""
+    lines = []
+    for line in path.read_text().splitlines() if last_step and path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= last_step:
+                lines.append(line + "\n")
+    return lines
+
+
+def write_whole(path, text):
+    """Write or replace a small file in one piece."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    os.replace(aside, path)

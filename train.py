@@ -1,0 +1,429 @@
+"""One training run, from top to bottom.
+
+    python prepare_data.py --tokenizer=bytes                     # real text, once
+    python train.py configs/tiny.py                              # on one CPU or GPU; the same command again resumes
+    python train.py configs/tiny.py --lr=5e-4 --name=low         # any option of any config
+    torchrun --nproc_per_node=2 train.py configs/tiny.py         # on two
+
+A constant learning rate, and a cooldown from any of its checkpoints, without fixing the length in advance:
+
+    python train.py configs/tiny.py --name=trunk --schedule=constant --total_steps=2000 --save_at=800,1600
+    python train.py configs/tiny.py --name=short --init_from=runs/trunk/ckpt/step_00000800.pt --total_steps=1000
+
+`step` counts finished updates. Update k uses schedule(k) and the sequences k * G .. k * G + G - 1 of the data order; a
+checkpoint or an evaluation at step s is of the weights after s updates. Nothing in a run is random after the initial
+weights, so a run that was stopped, branched, or moved to other ranks goes on as if nothing had happened, to the bit.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+import checkpoint
+import optim
+import scaling
+import schedules
+from config import load, main
+from data import TrainStream, ValSet, parse_mix, to_device
+from model import Llama, chunk_losses
+from tracking import RunFolder
+
+FORMAT = 1  # of checkpoints
+MAX_FAILED_SAVES = 3  # in a row, before a run ends
+MAX_SKIPS = 10  # updates skipped in a row, before a run ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    # run
+    name: str = "run"  # the run's folder is out_dir/name
+    out_dir: str = "runs"
+    seed: int = 0  # of the initial weights
+    init_from: str | None = None  # checkpoint to branch from: weights, optimizer, step and data position go on
+    stop_at: int | None = None  # end early at this step, with a checkpoint
+    # data
+    dataset: str = "slimpajama-6b-gpt2"  # folder in data_dir, or a mix by weight: a:0.7,b:0.3
+    val_dataset: str | None = None  # whose validation split is used; none: the (first) dataset's own
+    data_dir: str = "data"
+    data_seed: int = 1337  # of the data order
+    seq_len: int = 512  # tokens in a sequence
+    global_batch_size: int = 200  # sequences in an update, over all ranks
+    micro_batch_size: int = 50  # sequences at once on a device
+    # model
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int = 0  # key and value heads; 0: as many as n_head
+    n_embd: int = 768
+    tied: bool = True  # one matrix for embedding and output head
+    # optimizer
+    optimizer: Literal["adamw"] = "adamw"
+    lr: float = 5e-4  # peak
+    weight_decay: float = 0.1  # of the matrices in the blocks; lr * weight_decay a step
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
+    # schedule; none: the schedule's own default, see schedules.py
+    schedule: Literal[tuple(schedules.SCHEDULES)] = "wsd"
+    total_steps: int = 25_000
+    warmup_steps: int = 300
+    warmup_init_frac: float | None = None  # of the peak lr, at update 0
+    cooldown_steps: int | None = None  # this or cooldown_frac; default 0.2 of total_steps
+    cooldown_frac: float | None = None  # of total_steps
+    cooldown_shape: str | None = None  # linear, 1-sqrt (default), cosine, ..., power:a, exponential:half_life
+    final_lr_frac: float | None = None  # of the peak lr, at total_steps
+    cosine_steps: int | None = None  # cosine_inf: end of the cosine
+    cycle_ends: tuple[int, ...] | None = None  # wsd_s: ends of the cycles before the last
+    knee_steps: int | None = None  # power: end of the constant part
+    exponent: float | None = None  # power: of the decay
+    # evaluation, logging, saving; intervals are in steps, 0 is never
+    eval_every: int = 250
+    eval_tokens: int = 0  # first tokens of the validation split; 0: all
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2  # newest checkpoints kept
+    save_at: tuple[int, ...] = ()  # steps saved and kept for ever, to branch from
+    wandb: Literal["off", "online", "offline"] = "off"
+    # machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto: bfloat16 where it is native
+    compile: bool | None = None  # torch.compile; none: on cuda only
+
+
+SHAPE_OF_A_RUN = ("seq_len", "n_layer", "n_head", "n_kv_head", "n_embd", "tied", "optimizer")  # kept by branches
+IDENTITY_OF_A_RUN = (*SHAPE_OF_A_RUN, "init_from", "seed", "data_seed", "global_batch_size", "dataset")  # by resuming
+
+
+def make_schedule(config):
+    """schedule(step) -> factor of the peak lr."""
+    names = ("total_steps", "warmup_steps", "warmup_init_frac", "cooldown_steps", "cooldown_frac", "cooldown_shape")
+    names += ("final_lr_frac", "cosine_steps", "cycle_ends", "knee_steps", "exponent")
+    return schedules.build(config.schedule, **{name: getattr(config, name) for name in names})
+
+
+def check(config, world_size):
+    """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
+    for name in ("total_steps", "seq_len", "global_batch_size", "micro_batch_size", "n_layer", "n_head", "n_embd"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: expected at least 1")
+    for name in ("seed", "data_seed", "eval_every", "eval_tokens", "log_every", "save_every", "n_kv_head"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name}={getattr(config, name)}: expected at least 0")
+    for name, low, high in (("lr", 0, math.inf), ("weight_decay", -1e-9, math.inf), ("grad_clip", -1e-9, math.inf)):
+        if not low < getattr(config, name) < high:
+            raise ValueError(
+                f"{name}={getattr(config, name)}: expected a finite number, {'above' if low == 0 else 'at least'} 0"
+            )
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)}: expected a number from 0 to below 1")
+    if config.keep < 2:
+        raise ValueError(f"keep={config.keep}: expected at least 2, as the newest checkpoint may turn out damaged")
+    for step in (*config.save_at, config.stop_at or 1):
+        if not 1 <= step <= config.total_steps:
+            raise ValueError(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
+    at_once = config.micro_batch_size * world_size
+    if config.global_batch_size % at_once:
+        share, left = divmod(config.global_batch_size, world_size)
+        fits = [b for b in range(1, share + 1) if share % b == 0] if not left else []
+        raise ValueError(
+            f"global_batch_size={config.global_batch_size} is not a multiple of "
+            f"micro_batch_size={config.micro_batch_size} x {world_size} rank(s) = {at_once}: "
+            + (f"micro_batch_size can be {', '.join(map(str, fits))}" if fits else "change the number of ranks")
+        )
+    run = Path(config.out_dir) / config.name
+    if Path(config.out_dir).resolve() not in run.resolve().parents:
+        raise ValueError(f"name={config.name!r}: the run's folder has to lie within out_dir={config.out_dir!r}")
+    there = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
+        raise ValueError(f"out_dir={config.out_dir!r}: cannot write to {there}; choose another --out_dir")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
+    make_schedule(config)
+
+
+def native_bf16(device):
+    """Whether the device computes in bfloat16 itself, rather than by way of fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is: all that changes from step to step, besides weights, optimizer and averages."""
+
+    step: int = 0  # updates made
+    position: int = 0  # sequences trained on
+    skipped: int = 0  # updates skipped for gradients that were not finite
+    skipped_in_a_row: int = 0
+    train_s: float = 0.0  # seconds spent in updates
+    train_loss: float | None = None  # of the last update
+    val_loss: float | None = None  # at this step, where it was evaluated
+
+
+def find_start(config, run, rank):
+    """The checkpoint to start from: (state, path, whether it is the run's own); (None, None, False) for new weights."""
+    own = checkpoint.load_latest(run / "ckpt", warn=rank == 0)
+    if own is None and config.init_from is None:
+        return None, None, False
+    state, path = own or (checkpoint.load(config.init_from), Path(config.init_from))
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this code (format {FORMAT})")
+    for name in IDENTITY_OF_A_RUN if own else SHAPE_OF_A_RUN:
+        before, now = state["config"][name], getattr(config, name)
+        if before != now:
+            remedy = f"choose another --name, or delete {run}" if own else "a branch has to keep it"
+            raise ValueError(f"{name}={now!r}, but {path} was trained with {before!r}: {remedy}")
+    if state["progress"]["step"] > config.total_steps - (own is None):
+        raise ValueError(f"total_steps={config.total_steps}: {path} is past it already; train longer")
+    return state, path, own is not None
+
+
+def clock(seconds):
+    """h:mm:ss"""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+
+
+def train(config):
+    """Train `config` from wherever it stands; return what its result.json says, or None if it ended at `stop_at`.
+
+    ValueError for a user's mistake, before anything is written; FloatingPointError where training diverged; SystemExit
+    143 after SIGTERM and 130 after Ctrl-C, with a checkpoint.
+    """
+    with contextlib.ExitStack() as at_exit:
+        return run_training(config, at_exit)
+
+
+def run_training(config, at_exit):
+    # ranks and device
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    check(config, world_size)
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    bf16 = native_bf16(device) if config.dtype == "auto" else config.dtype == "bfloat16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+    # start, data, model: all that can be refused is, before anything is written
+    run = Path(config.out_dir) / config.name
+    state, source, resumed = find_start(config, run, rank)
+    if resumed and (run / "result.json").is_file() and state["progress"]["step"] == config.total_steps:
+        result = json.loads((run / "result.json").read_text())
+        if rank == 0:
+            print(f"{run} is finished: val loss {result['val_loss']:.4f} at step {result['step']}")
+        return result
+    at = Progress(**state["progress"]) if state else Progress()
+    start = at.step
+    history = state["data"]["history"] if state else []
+    if not history or history[-1][1] != config.dataset:
+        history = [*history, (at.position, config.dataset)]  # a branch may change the mix, from its first step on
+    stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed)
+    val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
+    val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
+    sha256 = {name: meta["splits"]["train"]["sha256"] for name, meta in stream.meta.items()}
+    for name, trained_on in state["data"]["sha256"].items() if state else ():
+        if sha256[name] != trained_on:
+            raise ValueError(
+                f"dataset {name!r} is not what {source} was trained on: restore that, or start another run"
+            )
+    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
+    raw_model = Llama(stream.vocab_size, **shape, seq_len=config.seq_len, tied=config.tied, seed=config.seed).to(device)
+    parameters = list(raw_model.parameters())
+    betas = (config.beta1, config.beta2)
+    optimizer = optim.build(config.optimizer, raw_model, lr=config.lr, weight_decay=config.weight_decay, betas=betas)
+    if state:
+        raw_model.load_state_dict(state["model"])
+        optim.load_state(optimizer, state["optimizer"])
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    model = torch.compile(raw_model, dynamic=False) if compiled else raw_model
+    schedule = make_schedule(config)
+
+    # sizes
+    rank_batch = config.global_batch_size // world_size  # sequences a step on this rank
+    accum_steps = rank_batch // config.micro_batch_size
+    odd_part = accum_steps // (accum_steps & -accum_steps)
+    tokens_per_step = config.global_batch_size * config.seq_len
+    vocab_size = raw_model.embedding.num_embeddings  # padded
+    flops_per_sequence = scaling.train_flops(
+        config.seq_len, vocab_size, **shape | {"n_kv_head": config.n_kv_head or None}
+    )
+    n_params = sum(p.numel() for p in parameters)
+    peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
+
+    # the run's folder; from here on things are written
+    folder = None
+    if rank == 0:
+        log_from = (run if resumed or not state else source.parent.parent) / "log.jsonl"
+        folder = RunFolder(run, dataclasses.asdict(config), log_from, start)
+        at_exit.callback(folder.close)
+        tokens = config.total_steps * tokens_per_step
+        print(
+            f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
+            f"on {world_size} x {device.type}\n"
+            f"step: {config.global_batch_size} sequences x {config.seq_len} = {tokens_per_step:,} tokens, "
+            f"{accum_steps} x {config.micro_batch_size} sequences a rank\n"
+            f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} a parameter\n"
+            f"from: {f'step {at.step} of {source}' if source else 'new weights'}"
+        )
+        for name, before in state["config"].items() if resumed else ():
+            if (now := getattr(config, name)) != before:
+                print(f"changed: {name}={now!r}, until step {at.step} it was {before!r}")
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        at_exit.callback(dist.destroy_process_group)
+
+    # SIGTERM and Ctrl-C ask for a checkpoint at the end of the step; a second one ends the process at once
+    received = []
+
+    def on_signal(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        at_exit.callback(signal.signal, number, signal.signal(number, on_signal))
+
+    def sum_over_ranks(*tensors):
+        """Sums of fp64 tensors, and whether a signal reached any rank: (list of numbers, bool)."""
+        flat = torch.cat([t.reshape(-1).to(device) for t in (*tensors, torch.tensor(float(bool(received))).double())])
+        if world_size > 1:
+            dist.all_reduce(flat)
+        *sums, stop = flat.tolist()
+        return sums, stop > 0
+
+    def counters():
+        return {"step": at.step, "tokens": at.position * config.seq_len, "flops": at.position * flops_per_sequence}
+
+    stop, failed_saves, interval_steps, interval_s, step_s = False, 0, 0, 0.0, None
+    for step in range(at.step, config.total_steps + 1):
+        last = step == config.total_steps
+
+        # evaluate
+        due = last or config.eval_every and step % config.eval_every == 0
+        if due and not stop and at.val_loss is None:
+            with autocast:
+                losses = chunk_losses(model, val, device, rank, world_size, stop=lambda: bool(received))
+            losses, stop = sum_over_ranks(losses)
+            if not stop:
+                at.val_loss = math.fsum(losses) / val.n_targets
+                if folder:
+                    folder.log({**counters(), "val_loss": at.val_loss})
+                    print(f"step {step:>6}  val loss {at.val_loss:.4f}", flush=True)
+
+        # save
+        ending = last or stop or step == config.stop_at
+        due = ending or step in config.save_at or config.save_every and step % config.save_every == 0
+        if folder and due and not (resumed and step == start):
+            state = {
+                "format": FORMAT,
+                "model": raw_model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "progress": dataclasses.asdict(at),
+                "data": {"history": history, "sha256": sha256},
+                "config": dataclasses.asdict(config),
+                "versions": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+            }
+            try:
+                checkpoint.save(run / "ckpt", step, state, config.keep, config.save_at)
+                failed_saves = 0
+            except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch.save
+                failed_saves += 1
+                free = shutil.disk_usage(run).free / 1e6
+                problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
+                if ending or failed_saves == MAX_FAILED_SAVES:
+                    raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
+                print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
+        if ending:
+            break
+
+        # the gradient. Micro-batches are added up as sums of halves of halves: so two ranks add the very numbers that
+        # one rank adds, in its order. Each level of halves costs a copy of the gradient.
+        began = time.perf_counter()
+        optim.set_lr(optimizer, schedule(step))
+        loss_sum, halves = torch.zeros((), dtype=torch.float64, device=device), []
+        for micro_step in range(accum_steps):
+            first = at.position + rank * rank_batch + micro_step * config.micro_batch_size
+            tokens = to_device(stream.batch(first, config.micro_batch_size), device)  # (B, T + 1)
+            with autocast:
+                loss = model(tokens[:, :-1], tokens[:, 1:])  # a sum over tokens
+            (loss / tokens_per_step).backward()
+            loss_sum += loss.detach()
+            added, rest = divmod(micro_step + 1, odd_part)
+            while not rest and added % 2 == 0:
+                torch._foreach_add_([p.grad for p in parameters], halves.pop())
+                added //= 2
+            if not rest and micro_step + 1 < accum_steps:
+                halves.append([p.grad for p in parameters])
+                optimizer.zero_grad()
+        if world_size > 1:
+            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters]:
+                work.wait()
+        (loss_sum,), stop = sum_over_ranks(loss_sum)
+
+        # the step, unless the gradient is not finite; its norm is the same on all ranks, so they decide alike
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
+        finite = math.isfinite(norm)
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad()
+        at.step, at.position = step + 1, at.position + config.global_batch_size
+        at.skipped, at.skipped_in_a_row = at.skipped + (not finite), 0 if finite else at.skipped_in_a_row + 1
+        at.train_loss, at.val_loss = loss_sum / tokens_per_step, None
+        seconds = time.perf_counter() - began
+        at.train_s += seconds
+        step_s = seconds if step_s is None or step <= start + 1 else 0.9 * step_s + 0.1 * seconds  # first: compilation
+        interval_steps, interval_s = interval_steps + 1, interval_s + seconds
+
+        # log
+        if folder and (not finite or config.log_every and at.step % config.log_every == 0):
+            speed = interval_steps / interval_s  # steps a second, evaluations and saves left out
+            line = {**counters(), "train_loss": at.train_loss, "lr": config.lr * schedule(step), "grad_norm": norm}
+            line["tokens_per_s"] = tokens_per_step * speed
+            if peak_flops:
+                line["mfu"] = config.global_batch_size * flops_per_sequence * speed / (peak_flops * world_size)
+            if not finite:
+                line["skipped"] = at.skipped
+            folder.log(line)
+            left = clock(step_s * ((config.stop_at or config.total_steps) - at.step))
+            print(
+                f"step {at.step:>6}/{config.total_steps}  loss {at.train_loss:.4f}  lr {line['lr']:.2e}  "
+                f"norm {norm:.2f}  {line['tokens_per_s']:,.0f} tokens/s  {left} left"
+                + ("" if finite else "  SKIPPED: gradient not finite"),
+                flush=True,
+            )
+            interval_steps, interval_s = 0, 0.0
+        if at.skipped_in_a_row == MAX_SKIPS:
+            raise FloatingPointError(
+                f"{MAX_SKIPS} gradients in a row, up to step {at.step}, were not finite: lower --lr; "
+                f"the checkpoints in {run / 'ckpt'} are as they were"
+            )
+
+    if stop:
+        if rank == 0:
+            print(f"stopped by a signal at step {at.step}; the same command goes on from there", flush=True)
+        sys.exit(128 + (received or [signal.SIGTERM])[0])
+    if not last:
+        return None
+    result = {"name": config.name, **counters(), "n_params": n_params, "train_loss": at.train_loss}
+    result |= {"val_loss": at.val_loss, "skipped": at.skipped, "train_s": round(at.train_s, 3)}
+    if folder:
+        folder.finish(result)
+        print(f"{run} is finished: val loss {at.val_loss:.4f}, {clock(at.train_s)} of training")
+    return result
+
+
+if __name__ == "__main__":
+    main(lambda: train(load(Config, sys.argv[1:])))
