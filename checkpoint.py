@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def save(folder, step, state, keep=2, save_at=()):
     At every moment, a power cut included, each file under a final name is whole. OSError or RuntimeError (that is how
     torch.save reports a full disk) means that nothing has changed.
     """
+    assert (odd := unsafe(state)) is None, f"{odd} is of a type that torch.load(weights_only=True) refuses"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*.tmp"):  # left by a kill
@@ -57,6 +59,15 @@ def save(folder, step, state, keep=2, save_at=()):
         if old not in save_at:
             path_of(folder, old).unlink()
     return path
+
+
+def unsafe(value, name="state"):
+    """Name of the first part of `value` that `load` would refuse, or None. Subclasses of plain types are refused."""
+    if type(value) in (dict, OrderedDict):
+        return next((odd for k, v in value.items() if (odd := unsafe(v, f"{name}[{k!r}]"))), None)
+    if type(value) in (list, tuple):
+        return next((odd for i, v in enumerate(value) if (odd := unsafe(v, f"{name}[{i}]"))), None)
+    return None if type(value) in (torch.Tensor, str, int, float, bool, type(None)) else name
 
 
 def seal(path):
@@ -118,7 +129,7 @@ def load(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the file provokes in the unpickler
-        raise ValueError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint: it holds more than plain data") from error
 
 
 def load_latest(folder, warn=True):

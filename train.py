@@ -334,7 +334,7 @@ def run_training(config, at_exit):
                 "progress": dataclasses.asdict(at),
                 "data": {"history": history, "sha256": sha256},
                 "config": dataclasses.asdict(config),
-                "versions": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+                "versions": {"torch": str(torch.__version__), "threads": torch.get_num_threads()},
             }
             try:
                 checkpoint.save(run / "ckpt", step, state, config.keep, config.save_at)

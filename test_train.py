@@ -1,0 +1,369 @@
+"""Whole runs, small ones: what was stopped, branched, spread over ranks or looked at often ends in the same bits."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import schedules
+import train as trainer
+from train import Config, train
+
+HERE = Path(__file__).parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+torch.set_num_threads(1)
+
+# 60 steps of a model of 30,000 parameters; 3 micro-batches each for two halves of a step
+BASE = dict(
+    dataset="text", seq_len=32, global_batch_size=12, micro_batch_size=2, n_layer=2, n_head=2, n_embd=32, lr=1e-2,
+    schedule="wsd", total_steps=60, warmup_steps=5, cooldown_steps=20, eval_every=20, eval_tokens=2000, log_every=10,
+    save_every=20, device="cpu", dtype="float32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Two datasets of bytes: our own sources, and the same backwards."""
+    text = b"".join(path.read_bytes() for path in sorted(HERE.glob("[a-s]*.py")))
+    folder = tmp_path_factory.mktemp("data")
+    write_bins(folder / "text", np.frombuffer(text, np.uint8))
+    write_bins(folder / "other", np.frombuffer(text[::-1], np.uint8))
+    return folder
+
+
+def write_bins(folder, tokens, **meta):
+    folder.mkdir()
+    splits = {"train": tokens[:-4000], "val": tokens[-4000:]}
+    for name, part in splits.items():
+        part.astype("<u2").tofile(folder / f"{name}.bin")
+    hashes = {n: hashlib.sha256((folder / f"{n}.bin").read_bytes()).hexdigest() for n in splits}
+    info = {n: {"tokens": len(part), "sha256": hashes[n]} for n, part in splits.items()}
+    info = {"format": 1, "dtype": "uint16", "tokenizer": "bytes", "vocab_size": 257, "splits": info} | meta
+    (folder / "meta.json").write_text(json.dumps(info))
+
+
+@pytest.fixture
+def run(tmp_path, data_dir):
+    """run(name, **options) trains in this process and returns the newest checkpoint."""
+
+    def go(name="run", **options):
+        train(Config(**{**BASE, "name": name, "out_dir": str(tmp_path / "runs"), "data_dir": str(data_dir), **options}))
+        return newest(tmp_path, name)
+
+    return go
+
+
+def newest(tmp_path, name):
+    return checkpoint.load_latest(tmp_path / "runs" / name / "ckpt")[0]
+
+
+def command(tmp_path, data_dir, name, *launcher, **options):
+    """The command line of the same run, for what needs a process of its own."""
+    options = {**BASE, "name": name, "out_dir": tmp_path / "runs", "data_dir": data_dir, **options}
+    return [*(launcher or [sys.executable]), str(HERE / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
+
+
+def lines(tmp_path, name):
+    """The log without its timings."""
+    text = (tmp_path / "runs" / name / "log.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in text.splitlines()]
+
+
+def tensors(state):
+    """Weights and moments of a checkpoint, by name."""
+    moments = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
+    return {**state["model"], **moments}
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Exactness
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stops", [[25], [1, 2, 40, 59]])
+def test_resumed_equals_uninterrupted(run, tmp_path, stops, dtype):
+    whole = run("whole", dtype=dtype)
+    for step in stops:
+        assert run("parts", dtype=dtype, stop_at=step)["progress"]["step"] == step
+    assert same(run("parts", dtype=dtype), whole)
+    assert lines(tmp_path, "parts") == lines(tmp_path, "whole")
+
+
+@pytest.mark.parametrize("drop", ["moments", "position", "weights"])
+def test_resuming_without_one_thing_differs(run, tmp_path, drop):
+    whole, state = run("whole"), run("parts", stop_at=25)
+    if drop == "moments":
+        state["optimizer"]["state"] = {}
+    elif drop == "position":
+        state["progress"]["position"] += 1
+    else:
+        state["model"]["norm.weight"][0] += 1e-6
+    checkpoint.save(tmp_path / "runs" / "parts" / "ckpt", 25, state)
+    assert not same(run("parts"), whole)
+
+
+def test_branch_equals_direct_run(run, tmp_path):
+    direct = run("direct")
+    trunk = run("trunk", schedule="constant", cooldown_steps=None, save_at=(40,), total_steps=80)
+    source = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
+    before = source.read_bytes()
+    assert same(run("branch", init_from=str(source)), direct)
+    assert lines(tmp_path, "branch") == lines(tmp_path, "direct")  # its ancestor's lines included
+    assert source.read_bytes() == before
+    assert not same(run("early", init_from=str(source), cooldown_steps=19), direct)
+    assert not same(trunk, direct)
+
+
+def test_branch_stopped_and_resumed(run, tmp_path):
+    run("trunk", schedule="constant", cooldown_steps=None, save_at=(40,))
+    branch = dict(init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"))
+    run("branch", **branch, stop_at=47)
+    assert same(run("branch", **branch), run("direct"))
+
+
+def test_looking_changes_nothing(run):
+    quiet = run("quiet", eval_every=0, log_every=0, save_every=0)
+    assert same(quiet, run("busy", eval_every=1, log_every=1, save_every=1, eval_tokens=500))
+    assert not same(quiet, run("other", data_seed=1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_ranks_equal_one(run, tmp_path, data_dir, dtype):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    alone = run("alone", dtype=dtype)
+    subprocess.run(
+        command(tmp_path, data_dir, "pair", *torchrun, dtype=dtype), env=ENV, check=True, capture_output=True
+    )
+    assert same(newest(tmp_path, "pair"), alone)
+    assert lines(tmp_path, "pair") == lines(tmp_path, "alone")
+
+
+def test_one_rank_two_one(run, tmp_path, data_dir):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run("moved", stop_at=25)
+    subprocess.run(
+        command(tmp_path, data_dir, "moved", *torchrun, stop_at=37), env=ENV, check=True, capture_output=True
+    )
+    assert newest(tmp_path, "moved")["progress"]["step"] == 37
+    assert same(run("moved"), run("alone"))
+
+
+def test_gradient_adds_up_by_halves(run):
+    """The same sequences in larger micro-batches round differently: what makes ranks equal is the order of addition."""
+    assert not same(run("small"), run("large", micro_batch_size=6))
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4])
+def test_val_loss_does_not_depend_on_the_micro_batch(run, tmp_path, micro_batch_size):
+    run("a", stop_at=1, total_steps=60, save_at=(1,), eval_every=0)
+    source = str(tmp_path / "runs/a/ckpt/step_00000001.pt")
+    options = dict(init_from=source, eval_every=1, stop_at=2, total_steps=60)
+    run("two", **options)
+    run("other", **options, micro_batch_size=micro_batch_size)
+    first, other = lines(tmp_path, "two")[0], lines(tmp_path, "other")[0]
+    assert first["step"] == 1 and first["val_loss"] == other["val_loss"]  # exactly: chunks do not depend on it
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The run's folder
+
+
+def test_run_folder(run, tmp_path):
+    state = run(save_at=(13,), keep=2)
+    folder = tmp_path / "runs/run"
+    assert {p.name for p in folder.iterdir()} == {"config.json", "log.jsonl", "result.json", "ckpt", "code"}
+    assert checkpoint.list_steps(folder / "ckpt") == [13, 40, 60]
+    assert (folder / "code/train.py").read_bytes() == (HERE / "train.py").read_bytes()
+    config = json.loads((folder / "config.json").read_text())
+    assert config.keys() == {f.name for f in dataclasses.fields(Config)} and config["lr"] == 1e-2
+    log = lines(tmp_path, "run")
+    training, evaluation = [x for x in log if "train_loss" in x], [x for x in log if "val_loss" in x]
+    assert [x["step"] for x in training] == [10, 20, 30, 40, 50, 60]
+    assert [x["step"] for x in evaluation] == [0, 20, 40, 60]
+    assert all(x.keys() == {"step", "tokens", "flops", "train_loss", "lr", "grad_norm"} for x in training)
+    assert all(x["tokens"] == x["step"] * 12 * 32 for x in log)
+    schedule = schedules.wsd(60, warmup_steps=5, cooldown_steps=20)
+    assert [x["lr"] for x in training] == [1e-2 * schedule(x["step"] - 1) for x in training]
+    assert evaluation[0]["val_loss"] > evaluation[-1]["val_loss"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["val_loss"] == evaluation[-1]["val_loss"] and result["step"] == 60 == state["progress"]["step"]
+    assert result["n_params"] == sum(t.numel() for name, t in state["model"].items() if name != "head.weight")
+
+
+def test_finished_run_is_left_alone(run, tmp_path, capsys):
+    run()
+    files = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    run()
+    assert "finished: val loss" in capsys.readouterr().out.splitlines()[-1]
+    assert files == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_can_be_extended(run):
+    run("a", schedule="constant", cooldown_steps=None)
+    assert same(run("a", schedule="constant", cooldown_steps=None, total_steps=80),
+                run("b", schedule="constant", cooldown_steps=None, total_steps=80))  # fmt: skip
+
+
+def test_a_cooldown_can_change_the_mix(run, tmp_path):
+    run("trunk", save_at=(40,))
+    source = str(tmp_path / "runs/trunk/ckpt/step_00000040.pt")
+    mixed = run("mixed", init_from=source, dataset="text:0.5,other:0.5", stop_at=50)
+    assert [tuple(x) for x in mixed["data"]["history"]] == [(0, "text"), (480, "text:0.5,other:0.5")]
+    assert same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"),
+                run("again", init_from=source, dataset="text:0.5,other:0.5"))  # fmt: skip
+    assert not same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"), run("plain", init_from=source))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(warmup_steps=50), "warmup_steps=50 + cooldown_steps=20 is more than total_steps=60"),
+        (dict(schedule="cosine"), "cooldown_steps=20: schedule 'cosine' takes no cooldown_steps"),
+        (dict(dataset="nowhere"), "dataset 'nowhere' is not in"),
+        (dict(global_batch_size=13), "micro_batch_size can be 1, 13"),
+        (dict(n_head=3), "n_embd=32, n_head=3"),
+        (dict(lr=0.0), "lr=0.0: expected"),
+        (dict(lr=float("nan")), "lr=nan: expected"),
+        (dict(keep=1), "keep=1: expected at least 2"),
+        (dict(save_at=(61,)), "steps from 1 to total_steps=60"),
+        (dict(name="../x"), "name='../x'"),
+        (dict(name="/x"), "name='/x'"),
+        (dict(seq_len=10**6), "needs 2,000,000"),
+        (dict(eval_tokens=10**6), "eval_tokens=1,000,000"),
+        (dict(init_from="nowhere.pt"), "nowhere.pt cannot be read"),
+        (dict(device="cuda"), "no CUDA device"),
+        (dict(total_steps=0), "total_steps=0"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
+    if options == {"device": "cuda"} and torch.cuda.is_available():
+        return
+    with pytest.raises(ValueError) as error:
+        run(**options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "harm, message",
+    [
+        (lambda d: (d / "meta.json").unlink(), "has no meta.json"),
+        (lambda d: os.truncate(d / "train.bin", 1000), "has 1,000 bytes"),
+        (lambda d: d.joinpath("train.bin").open("r+b").write(b"\xff\xff"), "beyond the vocabulary of 257"),
+    ],
+)
+def test_bad_bins_are_refused(run, tmp_path, data_dir, harm, message):
+    tokens = np.fromfile(data_dir / "text/train.bin", "<u2")
+    write_bins(tmp_path / "text", tokens[:20_000])
+    harm(tmp_path / "text")
+    with pytest.raises(ValueError, match=message):
+        run(data_dir=str(tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_read_only_folder_is_refused(run, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o555)  # root could write there all the same: it is refused by its mode
+    with pytest.raises(ValueError, match="cannot write to"):
+        run()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [dict(n_layer=1), dict(seed=1), dict(dataset="other"), dict(global_batch_size=6), dict(data_seed=1)]
+)
+def test_another_run_of_the_same_name_is_refused(run, options):
+    run(stop_at=5)
+    with pytest.raises(ValueError, match="choose another --name"):
+        run(**options)
+
+
+def test_changed_bins_are_refused(run, tmp_path, data_dir):
+    tokens = np.fromfile(data_dir / "text/train.bin", "<u2")
+    write_bins(tmp_path / "text", tokens)
+    run(data_dir=str(tmp_path), stop_at=5)
+    for file in (tmp_path / "text").iterdir():
+        file.unlink()
+    (tmp_path / "text").rmdir()
+    write_bins(tmp_path / "text", tokens[::-1])
+    with pytest.raises(ValueError, match="is not what"):
+        run(data_dir=str(tmp_path))
+
+
+def test_command_line_errors_are_one_line(tmp_path, data_dir):
+    for flag, message in (("--lerning_rate=1", "no such option"), ("--schedule=wds", "expected one of constant, wsd")):
+        process = subprocess.run([*command(tmp_path, data_dir, "x"), flag], env=ENV, capture_output=True, text=True)
+        assert process.returncode == 1 and process.stdout == ""
+        assert (
+            process.stderr.count("\n") == 1 and flag.partition("=")[0] in process.stderr and message in process.stderr
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_exits(run, tmp_path, data_dir, number, status):
+    process = subprocess.Popen(
+        command(tmp_path, data_dir, "run", log_every=1), env=ENV, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    for line in process.stdout:
+        if line.startswith("step      7/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait(30) == status and "stopped by a signal" in rest
+    state = newest(tmp_path, "run")
+    assert 7 <= state["progress"]["step"] < 60
+    assert lines(tmp_path, "run")[-1]["step"] == state["progress"]["step"]  # not a finished step was lost
+    assert same(run(log_every=1), run("whole", log_every=1))
+
+
+class Faulty(trainer.Llama):
+    """Its loss is not a number on the calls in `bad`, counting from 0."""
+
+    calls, bad = 0, ()
+
+    def forward(self, tokens, targets=None):
+        loss = super().forward(tokens, targets)
+        if torch.is_grad_enabled():
+            Faulty.calls += 1
+            if Faulty.calls - 1 in Faulty.bad:
+                return loss * float("nan")
+        return loss
+
+
+def test_update_with_bad_gradient_is_skipped(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "Llama", Faulty)
+    Faulty.calls, Faulty.bad = 0, {6 * 12 + 3}  # one micro-batch of step 12
+    state = run()
+    assert state["progress"]["skipped"] == 1 and state["progress"]["step"] == 60
+    assert all(torch.isfinite(t).all() for t in tensors(state).values())
+    skipped = [x for x in lines(tmp_path, "run") if "skipped" in x]
+    assert [(x["step"], x["skipped"], x["train_loss"]) for x in skipped] == [(13, 1, None)]
+    assert state["optimizer"]["state"][0]["step"] == 59
+
+
+def test_ten_bad_gradients_in_a_row_end_the_run(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "Llama", Faulty)
+    Faulty.calls, Faulty.bad = 0, set(range(6 * 25, 6 * 40))
+    with pytest.raises(FloatingPointError, match="10 gradients in a row"):
+        run()
+    assert newest(tmp_path, "run")["progress"]["step"] == 20
+    assert not (tmp_path / "runs/run/result.json").exists()
