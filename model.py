@@ -83,12 +83,12 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """vocab_size is rounded up to a multiple of 64; n_kv_head < n_head shares key and value heads (0: n_head of them).
+    """vocab_size is rounded up to a multiple of 64; n_kv_head < n_head shares key and value heads (None: none shared).
 
     `seed` fixes the initial weights, on every device. ValueError if the shape does not work out.
     """
 
-    def __init__(self, vocab_size, n_layer, n_head, n_embd, seq_len, n_kv_head=0, tied=True, seed=0):
+    def __init__(self, vocab_size, n_layer, n_head, n_embd, seq_len, n_kv_head=None, tied=True, seed=0):
         super().__init__()
         n_kv_head = n_kv_head or n_head
         if n_embd % n_head or n_embd // n_head % 2:

@@ -240,9 +240,9 @@ def test_a_cooldown_can_change_the_mix(run, tmp_path):
         (dict(dataset="nowhere"), "dataset 'nowhere' is not in"),
         (dict(global_batch_size=13), "micro_batch_size can be 1, 13"),
         (dict(n_head=3), "n_embd=32, n_head=3"),
-        (dict(lr=0.0), "lr=0.0: expected"),
+        (dict(lr=0.0), "lr=0.0: expected a number from"),
         (dict(lr=float("nan")), "lr=nan: expected"),
-        (dict(keep=1), "keep=1: expected at least 2"),
+        (dict(keep=1), "keep=1: expected a number at least 2"),
         (dict(save_at=(61,)), "steps from 1 to total_steps=60"),
         (dict(name="../x"), "name='../x'"),
         (dict(name="/x"), "name='/x'"),
@@ -324,7 +324,7 @@ def test_signal_saves_and_exits(run, tmp_path, data_dir, number, status):
         command(tmp_path, data_dir, "run", log_every=1), env=ENV, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     for line in process.stdout:
-        if line.startswith("step      7/"):
+        if line.startswith("step      7  loss"):
             process.send_signal(number)
             break
     rest = process.stdout.read()

@@ -61,8 +61,9 @@ class RunFolder:
             self.wandb = None
             print(f"warning: wandb failed and is off: {error}", file=sys.stderr, flush=True)
 
-    def log(self, entry):
-        """Append one line; numbers that are not finite become null, as JSON has none."""
+    def log(self, entry, left_s=None):
+        """Append one line, and print it; numbers that are not finite become null, as JSON has none."""
+        print(describe(entry, left_s), flush=True)
         entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
         self.stream.write(json.dumps(entry) + "\n")
         if self.wandb:
@@ -80,6 +81,24 @@ class RunFolder:
             finish = threading.Thread(target=self.wandb.finish, daemon=True)
             finish.start()
             finish.join(WANDB_FINISH_S)
+
+
+def describe(entry, left_s=None):
+    """A log line for people."""
+    forms = {
+        "train_loss": "loss {:.4f}",
+        "lr": "lr {:.2e}",
+        "grad_norm": "norm {:.2f}",
+        "tokens_per_s": "{:,.0f} tokens/s",
+    }
+    forms |= {"mfu": "mfu {:.1%}", "skipped": "SKIPPED, as the gradient is not finite", "val_loss": "val loss {:.4f}"}
+    parts = [form.format(entry[name]) for name, form in forms.items() if name in entry]
+    return "  ".join([f"step {entry['step']:>6}", *parts] + ([] if left_s is None else [f"{clock(left_s)} left"]))
+
+
+def clock(seconds):
+    """h:mm:ss"""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 def read_log(path, last_step):

@@ -37,7 +37,7 @@ import schedules
 from config import load, main
 from data import TrainStream, ValSet, parse_mix, to_device
 from model import Llama, chunk_losses
-from tracking import RunFolder
+from tracking import RunFolder, clock
 
 FORMAT = 1  # of checkpoints
 MAX_FAILED_SAVES = 3  # in a row, before a run ends
@@ -48,35 +48,35 @@ MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 class Config:
     # run
     name: str = "run"  # the run's folder is out_dir/name
-    out_dir: str = "runs"
+    out_dir: str = "runs"  # folder of all runs
     seed: int = 0  # of the initial weights
     init_from: str | None = None  # checkpoint to branch from: weights, optimizer, step and data position go on
     stop_at: int | None = None  # end early at this step, with a checkpoint
     # data
     dataset: str = "slimpajama-6b-gpt2"  # folder in data_dir, or a mix by weight: a:0.7,b:0.3
     val_dataset: str | None = None  # whose validation split is used; none: the (first) dataset's own
-    data_dir: str = "data"
+    data_dir: str = "data"  # folder of all datasets
     data_seed: int = 1337  # of the data order
     seq_len: int = 512  # tokens in a sequence
     global_batch_size: int = 200  # sequences in an update, over all ranks
     micro_batch_size: int = 50  # sequences at once on a device
     # model
-    n_layer: int = 12
-    n_head: int = 12
-    n_kv_head: int = 0  # key and value heads; 0: as many as n_head
-    n_embd: int = 768
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads, of n_embd / n_head channels
+    n_kv_head: int | None = None  # key and value heads; none: as many as n_head
+    n_embd: int = 768  # channels
     tied: bool = True  # one matrix for embedding and output head
     # optimizer
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal[tuple(optim.OPTIMIZERS)] = "adamw"  # see optim.py
     lr: float = 5e-4  # peak
     weight_decay: float = 0.1  # of the matrices in the blocks; lr * weight_decay a step
-    beta1: float = 0.9
-    beta2: float = 0.95
+    beta1: float = 0.9  # of the mean of gradients
+    beta2: float = 0.95  # of the mean of their squares
     grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
-    # schedule; none: the schedule's own default, see schedules.py
-    schedule: Literal[tuple(schedules.SCHEDULES)] = "wsd"
-    total_steps: int = 25_000
-    warmup_steps: int = 300
+    # schedule, see schedules.py; none: the schedule's own default
+    schedule: Literal[tuple(schedules.SCHEDULES)] = "wsd"  # of the learning rate
+    total_steps: int = 25_000  # updates
+    warmup_steps: int = 300  # updates until the peak lr
     warmup_init_frac: float | None = None  # of the peak lr, at update 0
     cooldown_steps: int | None = None  # this or cooldown_frac; default 0.2 of total_steps
     cooldown_frac: float | None = None  # of total_steps
@@ -87,19 +87,27 @@ class Config:
     knee_steps: int | None = None  # power: end of the constant part
     exponent: float | None = None  # power: of the decay
     # evaluation, logging, saving; intervals are in steps, 0 is never
-    eval_every: int = 250
+    eval_every: int = 250  # evaluate, and at the end
     eval_tokens: int = 0  # first tokens of the validation split; 0: all
-    log_every: int = 10
-    save_every: int = 1000
+    log_every: int = 10  # write a training line
+    save_every: int = 1000  # save a checkpoint, and at the end
     keep: int = 2  # newest checkpoints kept
     save_at: tuple[int, ...] = ()  # steps saved and kept for ever, to branch from
-    wandb: Literal["off", "online", "offline"] = "off"
+    wandb: Literal["off", "online", "offline"] = "off"  # track with Weights & Biases, too
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto: bfloat16 where it is native
     compile: bool | None = None  # torch.compile; none: on cuda only
 
 
+RANGES = {
+    "total_steps seq_len global_batch_size micro_batch_size n_layer n_head n_embd": (1, math.inf),
+    "seed data_seed warmup_steps eval_every eval_tokens log_every save_every": (0, math.inf),
+    "lr": (1e-12, 100.0),
+    "weight_decay grad_clip": (0.0, 1e9),
+    "beta1 beta2": (0.0, 1 - 1e-9),
+    "keep": (2, math.inf),  # the newest checkpoint may turn out damaged
+}
 SHAPE_OF_A_RUN = ("seq_len", "n_layer", "n_head", "n_kv_head", "n_embd", "tied", "optimizer")  # kept by branches
 IDENTITY_OF_A_RUN = (*SHAPE_OF_A_RUN, "init_from", "seed", "data_seed", "global_batch_size", "dataset")  # by resuming
 
@@ -113,22 +121,11 @@ def make_schedule(config):
 
 def check(config, world_size):
     """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
-    for name in ("total_steps", "seq_len", "global_batch_size", "micro_batch_size", "n_layer", "n_head", "n_embd"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: expected at least 1")
-    for name in ("seed", "data_seed", "eval_every", "eval_tokens", "log_every", "save_every", "n_kv_head"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name}={getattr(config, name)}: expected at least 0")
-    for name, low, high in (("lr", 0, math.inf), ("weight_decay", -1e-9, math.inf), ("grad_clip", -1e-9, math.inf)):
-        if not low < getattr(config, name) < high:
-            raise ValueError(
-                f"{name}={getattr(config, name)}: expected a finite number, {'above' if low == 0 else 'at least'} 0"
-            )
-    for name in ("beta1", "beta2"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)}: expected a number from 0 to below 1")
-    if config.keep < 2:
-        raise ValueError(f"keep={config.keep}: expected at least 2, as the newest checkpoint may turn out damaged")
+    for names, (low, high) in RANGES.items():
+        for name in names.split():
+            if not low <= getattr(config, name) <= high:
+                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise ValueError(f"{name}={getattr(config, name)}: expected a number {limits}")
     for step in (*config.save_at, config.stop_at or 1):
         if not 1 <= step <= config.total_steps:
             raise ValueError(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
@@ -191,11 +188,6 @@ def find_start(config, run, rank):
     return state, path, own is not None
 
 
-def clock(seconds):
-    """h:mm:ss"""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
-
-
 def train(config):
     """Train `config` from wherever it stands; return what its result.json says, or None if it ended at `stop_at`.
 
@@ -255,12 +247,9 @@ def run_training(config, at_exit):
     # sizes
     rank_batch = config.global_batch_size // world_size  # sequences a step on this rank
     accum_steps = rank_batch // config.micro_batch_size
-    odd_part = accum_steps // (accum_steps & -accum_steps)
     tokens_per_step = config.global_batch_size * config.seq_len
     vocab_size = raw_model.embedding.num_embeddings  # padded
-    flops_per_sequence = scaling.train_flops(
-        config.seq_len, vocab_size, **shape | {"n_kv_head": config.n_kv_head or None}
-    )
+    flops_per_sequence = scaling.train_flops(config.seq_len, vocab_size, **shape)
     n_params = sum(p.numel() for p in parameters)
     peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
 
@@ -321,7 +310,6 @@ def run_training(config, at_exit):
                 at.val_loss = math.fsum(losses) / val.n_targets
                 if folder:
                     folder.log({**counters(), "val_loss": at.val_loss})
-                    print(f"step {step:>6}  val loss {at.val_loss:.4f}", flush=True)
 
         # save
         ending = last or stop or step == config.stop_at
@@ -349,8 +337,7 @@ def run_training(config, at_exit):
         if ending:
             break
 
-        # the gradient. Micro-batches are added up as sums of halves of halves: so two ranks add the very numbers that
-        # one rank adds, in its order. Each level of halves costs a copy of the gradient.
+        # the gradient
         began = time.perf_counter()
         optim.set_lr(optimizer, schedule(step))
         loss_sum, halves = torch.zeros((), dtype=torch.float64, device=device), []
@@ -361,13 +348,7 @@ def run_training(config, at_exit):
                 loss = model(tokens[:, :-1], tokens[:, 1:])  # a sum over tokens
             (loss / tokens_per_step).backward()
             loss_sum += loss.detach()
-            added, rest = divmod(micro_step + 1, odd_part)
-            while not rest and added % 2 == 0:
-                torch._foreach_add_([p.grad for p in parameters], halves.pop())
-                added //= 2
-            if not rest and micro_step + 1 < accum_steps:
-                halves.append([p.grad for p in parameters])
-                optimizer.zero_grad()
+            optim.add_by_halves(parameters, halves, micro_step + 1, accum_steps)
         if world_size > 1:
             for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters]:
                 work.wait()
@@ -396,14 +377,7 @@ def run_training(config, at_exit):
                 line["mfu"] = config.global_batch_size * flops_per_sequence * speed / (peak_flops * world_size)
             if not finite:
                 line["skipped"] = at.skipped
-            folder.log(line)
-            left = clock(step_s * ((config.stop_at or config.total_steps) - at.step))
-            print(
-                f"step {at.step:>6}/{config.total_steps}  loss {at.train_loss:.4f}  lr {line['lr']:.2e}  "
-                f"norm {norm:.2f}  {line['tokens_per_s']:,.0f} tokens/s  {left} left"
-                + ("" if finite else "  SKIPPED: gradient not finite"),
-                flush=True,
-            )
+            folder.log(line, left_s=step_s * ((config.stop_at or config.total_steps) - at.step))
             interval_steps, interval_s = 0, 0.0
         if at.skipped_in_a_row == MAX_SKIPS:
             raise FloatingPointError(
@@ -421,7 +395,7 @@ def run_training(config, at_exit):
     result |= {"val_loss": at.val_loss, "skipped": at.skipped, "train_s": round(at.train_s, 3)}
     if folder:
         folder.finish(result)
-        print(f"{run} is finished: val loss {at.val_loss:.4f}, {clock(at.train_s)} of training")
+        print(f"{run} is finished: val loss {at.val_loss:.4f} after {clock(at.train_s)} of training")
     return result
 
 

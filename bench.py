@@ -1,0 +1,223 @@
+"""How fast each part is, as a share of what the machine can do, measured in the same run.
+
+    python bench.py                                   # everything, three to five minutes on two CPU cores
+    python bench.py train                             # only training; also: prepare, data, checkpoint
+    python bench.py train configs/124m.py --micro_batch_size=16
+    python bench.py --json                            # one JSON object instead of tables
+
+Machines are noisy and shared, so what is compared takes turns, and of every turn's time the median counts. Trust the
+ratios; the absolute figures are those of the minute. Training data are random tokens: nothing has to be prepared.
+"""
+
+import itertools
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import checkpoint
+import data
+import optim
+import prepare_data
+import scaling
+from config import load, main
+from model import Llama
+from train import Config, native_bf16
+
+VOCAB_SIZE = 50257  # GPT-2's
+ROUNDS = 5
+SHAPE = ["--n_embd=256", "--n_layer=6", "--n_head=4", "--seq_len=512", "--micro_batch_size=8"]  # when none is given
+
+
+def seconds(function, device="cpu"):
+    """Wall time of one call."""
+    began = time.perf_counter()
+    function()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def take_turns(*functions, rounds=ROUNDS, device="cpu"):
+    """Median seconds of each function, called in turns after one call each to warm up."""
+    for function in functions:
+        function()
+    times = [[seconds(function, device) for function in functions] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def gemm(dtype, device):
+    """A function that multiplies square matrices, and its FLOPs: large enough for the peak, small enough for a CPU."""
+    n = 8192 if torch.device(device).type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b, 2 * n**3
+
+
+def trainer(pipe, config, bf16, compiled, device):
+    """In a process of its own, so that its peak memory is its own: one step for every message, answered with its seconds."""
+    torch.manual_seed(0)
+    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
+    model = Llama(VOCAB_SIZE, **shape, seq_len=config.seq_len, tied=config.tied).to(device)
+    optimizer = optim.build(config.optimizer, model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    tokens = torch.randint(VOCAB_SIZE, (config.micro_batch_size, config.seq_len + 1)).to(device)
+
+    def step():
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            loss = forward(tokens[:, :-1], tokens[:, 1:])
+        (loss / tokens[:, 1:].numel()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    while pipe.recv():
+        pipe.send(seconds(step, device))
+    cuda = torch.device(device).type == "cuda"
+    pipe.send(torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def bench_train(config):
+    """Training as it is run (bf16 where native, compiled) against fp32 eager, and both against matrix multiplication."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = native_bf16(torch.device(device))
+    modes = {"fp32 eager": (False, False), "bf16 compiled" if bf16 else "fp32 compiled": (bf16, True)}
+    context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
+    for name, mode in modes.items():
+        pipes[name], theirs = context.Pipe()
+        workers.append(context.Process(target=trainer, args=(theirs, config, *mode, device), daemon=True))
+        workers[-1].start()
+
+    def step(name):
+        pipes[name].send(True)
+        return pipes[name].recv()
+
+    first = {name: step(name) for name in modes}  # compiles
+    for name in modes:
+        step(name)
+    gemms = {str(dtype)[6:]: gemm(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    times = {name: [] for name in (*modes, *gemms)}
+    for _ in range(ROUNDS):
+        for name in modes:
+            times[name].append(step(name))
+        for name, (multiply, _) in gemms.items():
+            times[name].append(min(seconds(multiply, device) for _ in range(5)))
+    memory = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        memory[name] = pipe.recv()
+    shape = (config.seq_len, -(-VOCAB_SIZE // 64) * 64, config.n_layer, config.n_embd, config.n_head)
+    flops = config.micro_batch_size * scaling.train_flops(*shape, n_kv_head=config.n_kv_head or None)
+    # the paper's count takes the embedding's look-up for a multiplication: no machine does it
+    flops -= 3 * config.micro_batch_size * 2 * shape[0] * shape[1] * shape[3]
+    peaks = {name: gemms[name][1] / statistics.median(times[name]) for name in gemms}
+    rows = []
+    for name in modes:
+        median = statistics.median(times[name])
+        rows.append(
+            {
+                "mode": name,
+                "tokens/s": config.micro_batch_size * config.seq_len / median,
+                "against fp32 eager": statistics.median(times["fp32 eager"]) / median,
+                "GFLOP/s": flops / median / 1e9,
+                "of its GEMM peak": flops / median / peaks["bfloat16" if "bf16" in name else "float32"],
+                "peak memory GB": memory[name] / 1e9,
+                "first step s": first[name],
+            }
+        )
+    rows += [{"mode": f"GEMM {name}", "GFLOP/s": peak / 1e9} for name, peak in peaks.items()]
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Data and checkpoints
+
+
+def bench_prepare(config):
+    """prepare_data.py against a bare pool of tokenizers that gets the same text and throws its tokens away."""
+    ...
+
+
+def bench_data(config):
+    """Batches in training order against plain slices of the same bin, one behind the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 50_000_000).astype("<u2")  # 100 MB
+        (Path(folder) / "x").mkdir()
+        tokens.tofile(Path(folder) / "x/train.bin")
+        meta = {"format": data.FORMAT, "dtype": "uint16", "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE}
+        meta["splits"] = {"train": {"tokens": tokens.size}}
+        (Path(folder) / "x/meta.json").write_text(json.dumps(meta))
+        stream = data.TrainStream(folder, [(0, "x")], config.seq_len, data_seed=0)
+        B, T, batches = config.micro_batch_size, config.seq_len, itertools.count()
+
+        def slices():
+            i = next(batches) * B * T % (tokens.size - 10 * B * T)
+            return torch.from_numpy(stream.bins["x"][i : i + B * (T + 1)].astype(np.int64).reshape(B, T + 1))
+
+        ours, plain = take_turns(lambda: stream.batch(next(batches) * B, B), slices, rounds=200)
+    rows = [("in training order", ours), ("plain slices", plain)]
+    return [{"batch": f"{n}, {B} x {T}", "ms": s * 1e3, "Mtokens/s": B * T / s / 1e6} for n, s in rows]
+
+
+def bench_checkpoint(config):
+    """Saving and loading against writing and reading the same bytes, synced to disk like ours."""
+    state = {"model": {str(i): torch.randn(1 << 20) for i in range(48)}}  # 200 MB
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint.save(folder, 1, state)
+        blob, other = path.read_bytes(), Path(folder) / "other"
+
+        def write():
+            with open(other, "wb") as f:
+                f.write(blob)
+                f.flush()
+                checkpoint.os.fsync(f.fileno())
+
+        tasks = {
+            "save": lambda: checkpoint.save(folder, 1, state),
+            "write the same bytes": write,
+            "load": lambda: checkpoint.load(path),
+            "torch.load, unverified": lambda: torch.load(path, weights_only=True),
+        }
+        times = take_turns(*tasks.values())
+    return [{"checkpoint": name, "MB/s": len(blob) / s / 1e6} for name, s in zip(tasks, times, strict=True)]
+
+
+PARTS = {"train": bench_train, "prepare": bench_prepare, "data": bench_data, "checkpoint": bench_checkpoint}
+
+
+def show(rows):
+    """Print rows as a table, columns in the order in which they come up."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[f"{x:,.2f}" if isinstance(x, float) else str(x) for x in (row.get(n, "") for n in names)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    for line in (names, *cells):
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))))
+    print(flush=True)
+
+
+def run(args):
+    parts = [a for a in args if a in PARTS] or list(PARTS)
+    options = [a for a in args if a not in PARTS and a != "--json"]
+    config = load(Config, options or SHAPE)
+    results = {}
+    for part in parts:
+        results[part] = PARTS[part](config)
+        if "--json" not in args:
+            print(f"{part}: {PARTS[part].__doc__}\n")
+            show(results[part])
+    if "--json" in args:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(lambda: run(sys.argv[1:]))
