@@ -11,11 +11,11 @@
 
 Update k (counted from 0) uses schedule(k): a run of N steps uses schedule(0) .. schedule(N - 1). Nothing is remembered
 between calls: resuming needs the step, and nothing else. Every factory checks its arguments (ValueError says which one
-is wrong, and what it should be) and returns a picklable function.
+is wrong, and what it should be) and returns a function that pickles, if a shape of your own does.
 
 Warmup: factor(k) = w0 + (1 - w0) k / W for k < W, with w0 = `warmup_init_frac`, and 1 from k = W on. W = 0: none.
 Cooldown of D steps to step N: 1 up to and including k = N - D, then the shape at x = (k - (N - D)) / D. schedule(N) is
-`final_lr_frac`, and so is every later step; as update N is never made, none is wasted on a factor of 0.
+`final_lr_frac`, and so is every later step; as update N is never made, a cooldown to 0 wastes none on it.
 
 The conventions are those of the runs in Haegele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed
 Training Durations", NeurIPS 2024 (arXiv 2405.18392).
@@ -73,14 +73,17 @@ def _between(x, shape, final):
     return final + (1 - final) * shape(x)
 
 
-def _cooldown(shape, final, steps):
-    """Resolve a shape by name or function: (x -> 1 .. final, final)."""
+def _cooldown(shape, final, steps, default=0.0):
+    """Resolve a shape by name or function: (x -> 1 .. final, final); None is the shape's own, or `default`."""
+    given, final = final, default if final is None else _frac("final_lr_frac", final)
     if callable(shape):
+        if abs(shape(0.0) - 1) > 1e-9 or abs(shape(1.0)) > 1e-9:
+            raise ValueError(f"cooldown_shape={shape!r} goes from {shape(0.0)} to {shape(1.0)}: expected from 1 to 0")
         return partial(_between, shape=shape, final=final), final
-    name, _, value = str(shape).partition(":")
-    if name not in ("power", "exponential") if value else name not in SHAPES:
+    name, colon, value = str(shape).partition(":")
+    if name not in (("power", "exponential") if colon else SHAPES):
         raise ValueError(f"cooldown_shape={shape!r}: choose one of {', '.join(SHAPES)}, power:a, exponential:half_life")
-    if value:
+    if colon:
         try:
             number = float(value)
         except ValueError:
@@ -89,11 +92,13 @@ def _cooldown(shape, final, steps):
             raise ValueError(f"cooldown_shape={shape!r}: {value!r} is not a number above 0")
         if name == "power":
             return partial(_between, shape=partial(_power, exponent=number), final=final), final
-        if final:
+        if given:
             raise ValueError(
-                f"final_lr_frac={final}: {shape} ends where its half-life takes it; leave final_lr_frac out"
+                f"final_lr_frac={given}: {shape} ends where its half-life takes it; leave final_lr_frac out"
             )
         final = 0.5 ** (steps / number)  # MiniCPM's decay: 0.5^(steps / half-life)
+        if not final > 0:
+            raise ValueError(f"cooldown_shape={shape!r}: {steps} steps are too many of its half-lives; make it longer")
     if name in POSITIVE:
         if not final > 0:
             raise ValueError(f"cooldown_shape={shape!r} never reaches 0: give final_lr_frac > 0, such as 0.1")
@@ -112,7 +117,7 @@ def _steps(name, value, least=0):
 
 
 def _frac(name, value):
-    if not 0 <= value <= 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value!r}: expected a number from 0 to 1")
     return float(value)
 
@@ -121,13 +126,12 @@ def _share(frac, total_steps):
     return math.floor(frac * total_steps + 1e-9)  # 0.29 x 100 is 29, though it is 28.999999999999996 in floating point
 
 
-def _check(total_steps, warmup_steps, warmup_init_frac, final_lr_frac=0.0):
+def _check(total_steps, warmup_steps, warmup_init_frac, name="total_steps"):
     """Check what all schedules share."""
-    _steps("total_steps", total_steps, 1)
+    _steps(name, total_steps, 1)
     _frac("warmup_init_frac", warmup_init_frac)
-    _frac("final_lr_frac", final_lr_frac)
     if _steps("warmup_steps", warmup_steps) > total_steps:
-        raise ValueError(f"warmup_steps={warmup_steps} is more than total_steps={total_steps}: shorten the warmup")
+        raise ValueError(f"warmup_steps={warmup_steps} is more than {name}={total_steps}: shorten the warmup")
 
 
 def _warm(step, warmup_steps, init):
@@ -168,16 +172,16 @@ def wsd(
     cooldown_steps=None,
     cooldown_frac=None,
     cooldown_shape="1-sqrt",
-    final_lr_frac=0.0,
+    final_lr_frac=None,
     warmup_init_frac=0.01,
 ):
     """Warm up, hold, cool down: trapezoid (Zhai 2022), warmup-stable-decay (Hu 2024), constant LR + cooldown.
 
     The cooldown takes `cooldown_steps`, or floor(cooldown_frac * total_steps); without either 0.2 of the run.
     `cooldown_shape`: a name of SHAPES, "power:a" for 1 - x^a, "exponential:h" to halve every h steps (MiniCPM), or a
-    function of x in [0, 1] that falls from 1 to 0.
+    function of x in [0, 1] that falls from 1 to 0. `final_lr_frac` is 0 by default; after "exponential:h", 0.5^(D / h).
     """
-    _check(total_steps, warmup_steps, warmup_init_frac, final_lr_frac)
+    _check(total_steps, warmup_steps, warmup_init_frac)
     if cooldown_steps is not None and cooldown_frac is not None:
         raise ValueError(f"cooldown_steps={cooldown_steps} and cooldown_frac={cooldown_frac}: give one of the two")
     if cooldown_steps is None:
@@ -198,15 +202,17 @@ def wsd_s(
     warmup_steps=0,
     cooldown_frac=0.1,
     cooldown_shape="inverse-linear",
-    final_lr_frac=0.1,
+    final_lr_frac=None,
     warmup_init_frac=0.01,
 ):
     """Cool down to each of `cycle_ends` and to `total_steps`; go on from the decayed weights at the full LR.
 
     WSD-S (Wen et al. 2024). Each cooldown takes floor(cooldown_frac * its end): the checkpoint there stands for a whole
-    run of that length. The update right after an end, k = end, has the full LR again.
+    run of that length. The update right after an end, k = end, has the full LR again. Default `final_lr_frac`: 0.1.
     """
-    _check(total_steps, warmup_steps, warmup_init_frac, final_lr_frac)
+    _check(total_steps, warmup_steps, warmup_init_frac)
+    if not isinstance(cycle_ends, (list, tuple)):
+        raise ValueError(f"cycle_ends={cycle_ends!r}: expected a list of steps, such as (1000, 2000)")
     ends = [_steps("cycle_ends", end, 1) for end in cycle_ends]
     if ends != sorted(set(ends)) or ends and ends[-1] >= total_steps:
         raise ValueError(f"cycle_ends={ends}: expected increasing steps below total_steps={total_steps}")
@@ -216,9 +222,9 @@ def wsd_s(
         if start + steps > end:
             raise ValueError(
                 f"cooldown_frac={cooldown_frac}: a cooldown of {steps} steps does not fit between {start} and {end}; "
-                "lower it, or move cycle_ends apart"
+                "lower it, or move warmup_steps or cycle_ends"
             )
-        cycles.append((end, steps, *_cooldown(cooldown_shape, final_lr_frac, steps)))
+        cycles.append((end, steps, *_cooldown(cooldown_shape, final_lr_frac, steps, default=0.1)))
         start = end
     return partial(_cycles_at, W=warmup_steps, w0=warmup_init_frac, cycles=tuple(cycles))
 
@@ -232,21 +238,22 @@ def _decay_at(step, W, w0, end, shape, final):
 
 def cosine(total_steps, warmup_steps=0, final_lr_frac=0.1, warmup_init_frac=0.01):
     """Warm up linearly, then half a cosine from 1 at k = W to `final_lr_frac` at k = N, and stay there."""
-    _check(total_steps, warmup_steps, warmup_init_frac, final_lr_frac)
+    _check(total_steps, warmup_steps, warmup_init_frac)
     shape, final = _cooldown("cosine", final_lr_frac, total_steps)
     return partial(_decay_at, W=warmup_steps, w0=warmup_init_frac, end=total_steps, shape=shape, final=final)
 
 
 def cosine_inf(cosine_steps, warmup_steps=0, final_lr_frac=0.1, warmup_init_frac=0.01):
     """`cosine` down to `final_lr_frac` at `cosine_steps`, then on at that LR for as long as the run lasts."""
-    if not final_lr_frac > 0:
+    _check(cosine_steps, warmup_steps, warmup_init_frac, name="cosine_steps")
+    if not _frac("final_lr_frac", final_lr_frac) > 0:
         raise ValueError(f"final_lr_frac={final_lr_frac}: cosine_inf trains on at it; give one above 0, such as 0.1")
-    return cosine(_steps("cosine_steps", cosine_steps, 1), warmup_steps, final_lr_frac, warmup_init_frac)
+    return cosine(cosine_steps, warmup_steps, final_lr_frac, warmup_init_frac)
 
 
 def linear(total_steps, warmup_steps=0, final_lr_frac=0.0, warmup_init_frac=0.01):
     """Warm up, then straight to `final_lr_frac` at k = N: decay to zero, D2Z (Bergsma et al. 2025)."""
-    _check(total_steps, warmup_steps, warmup_init_frac, final_lr_frac)
+    _check(total_steps, warmup_steps, warmup_init_frac)
     shape, final = _cooldown("linear", final_lr_frac, total_steps)
     return partial(_decay_at, W=warmup_steps, w0=warmup_init_frac, end=total_steps, shape=shape, final=final)
 
@@ -259,8 +266,8 @@ def _power_law_at(step, W, w0, knee, exponent, final):
 
 
 def inverse_sqrt(warmup_steps=0, final_lr_frac=0.0, warmup_init_frac=0.01):
-    """Warm up, then sqrt(W / k), never below `final_lr_frac` (Vaswani et al. 2017). Without a warmup 1 / sqrt(k)."""
-    return power(max(warmup_steps, 1), -0.5, warmup_steps, final_lr_frac, warmup_init_frac)
+    """Warm up, then sqrt(W / k), never below `final_lr_frac` (Vaswani et al. 2017). W = 0 counts as 1."""
+    return power(max(_steps("warmup_steps", warmup_steps), 1), -0.5, warmup_steps, final_lr_frac, warmup_init_frac)
 
 
 def power(knee_steps, exponent=-0.51, warmup_steps=0, final_lr_frac=0.0, warmup_init_frac=0.01):
@@ -272,7 +279,7 @@ def power(knee_steps, exponent=-0.51, warmup_steps=0, final_lr_frac=0.0, warmup_
     _steps("knee_steps", knee_steps, 1)
     _frac("final_lr_frac", final_lr_frac)
     _frac("warmup_init_frac", warmup_init_frac)
-    if not exponent < 0:
+    if not isinstance(exponent, (int, float)) or not exponent < 0:
         raise ValueError(f"exponent={exponent!r}: expected a negative number, such as -0.51")
     if _steps("warmup_steps", warmup_steps) > knee_steps:
         raise ValueError(f"warmup_steps={warmup_steps} is more than knee_steps={knee_steps}: the LR would jump there")
@@ -292,11 +299,12 @@ def _onecycle_at(step, N, W, w0, final, anneal):
 def onecycle(total_steps, warmup_steps, anneal="cosine", final_lr_frac=0.1, warmup_init_frac=0.01):
     """The paper's cosine baseline, which is torch's OneCycleLR: the warmup is a cosine, too.
 
-    Equals OneCycleLR(pct_start=W / N, div_factor=1 / warmup_init_frac, cycle_momentum=False, anneal_strategy=anneal,
-    final_div_factor=warmup_init_frac / final_lr_frac). Unlike elsewhere in this file 1 is reached at k = W - 1, and
-    `final_lr_frac` at k = N - 1, the last update; at N it is a hair's breadth further, and stays there.
+    Equals OneCycleLR(pct_start=W / N, div_factor=1 / warmup_init_frac, cycle_momentum=False, anneal_strategy="cos" or
+    "linear", final_div_factor=warmup_init_frac / final_lr_frac). Unlike elsewhere in this file it is 1 at k = W - 1,
+    and `final_lr_frac` at k = N - 1, the last update; schedule(N), which no update uses, is one step further.
     """
-    _check(total_steps, _steps("warmup_steps", warmup_steps, 2), warmup_init_frac, final_lr_frac)
+    _check(total_steps, _steps("warmup_steps", warmup_steps, 2), warmup_init_frac)
+    _frac("final_lr_frac", final_lr_frac)
     if anneal not in ("cosine", "linear"):
         raise ValueError(f"anneal={anneal!r}: choose cosine or linear")
     if warmup_steps >= total_steps:
