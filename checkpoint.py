@@ -10,6 +10,8 @@ notices no flipped bits, so the file also carries, as its zip comment, the SHA-2
 
 import hashlib
 import os
+import re
+import shutil
 import sys
 import zipfile
 from collections import OrderedDict
@@ -19,7 +21,8 @@ import torch
 
 TAG = b"sha256:"
 COMMENT_BYTES = len(TAG) + 64
-END_BYTES = 22  # of a zip's end record, whose last two bytes are the length of the comment that follows
+NAME = re.compile(r"step_[0-9]{8,}\.pt")
+MAX_FAILED = 3  # saves in a row
 
 
 def path_of(folder, step):
@@ -29,8 +32,8 @@ def path_of(folder, step):
 
 def list_steps(folder):
     """Steps with a checkpoint file in `folder`, increasing; other names are left alone."""
-    files = Path(folder).glob("step_*.pt")
-    return sorted(int(p.stem[5:]) for p in files if p.stem[5:].isdigit() and p == path_of(folder, int(p.stem[5:])))
+    steps = [int(p.stem[5:]) for p in Path(folder).glob("step_*.pt") if p.is_file() and NAME.fullmatch(p.name)]
+    return sorted(step for step in steps if path_of(folder, step).is_file())
 
 
 def save(folder, step, state, keep=2, save_at=()):
@@ -39,26 +42,53 @@ def save(folder, step, state, keep=2, save_at=()):
     At every moment, a power cut included, each file under a final name is whole. OSError or RuntimeError (that is how
     torch.save reports a full disk) means that nothing has changed.
     """
-    assert (odd := unsafe(state)) is None, f"{odd} is of a type that torch.load(weights_only=True) refuses"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*.tmp"):  # left by a kill
         stale.unlink()
     path = path_of(folder, step)
-    aside = folder / f".{path.name}.tmp"
+    write(path, state)
+    steps = [old for old in list_steps(folder) if old <= step]  # later ones were damaged, and will be written again
+    for old in steps[:-keep]:
+        if old not in save_at:
+            path_of(folder, old).unlink()
+    return path
+
+
+def write(path, state):
+    """Write one checkpoint file, or leave what is under its name as it is."""
+    assert (odd := unsafe(state)) is None, f"{odd} is of a type that torch.load(weights_only=True) refuses"
+    aside = path.with_name(f".{path.name}.tmp")
     try:
         torch.save(state, aside)
         seal(aside)
-        verify(aside)
+        try:
+            verify(aside)
+        except ValueError as error:
+            raise OSError(f"{aside} does not read back as it was written: a bad disk?") from error
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync_folder(folder)
-    for old in list_steps(folder)[:-keep]:
-        if old not in save_at:
-            path_of(folder, old).unlink()
-    return path
+    sync_folder(path.parent)
+
+
+def try_save(folder, step, state, keep, save_at, failed, must):
+    """Save; return 0, or where that fails `failed` + 1 with a warning, so that a full disk need not end a run.
+
+    OSError, saying what to do, after MAX_FAILED saves in a row, or at once where it `must` be saved.
+    """
+    try:
+        save(folder, step, state, keep, save_at)
+        return 0
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+        free = shutil.disk_usage(there).free / 1e6
+        problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
+        if must or failed + 1 == MAX_FAILED:
+            raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
+        print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
+        return failed + 1
 
 
 def unsafe(value, name="state"):
@@ -117,7 +147,7 @@ def verify(path):
             else:
                 with zipfile.ZipFile(f) as archive:
                     good = comment.endswith(b"\0\0") and archive.testzip() is None  # ends in "no comment"
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile raises half a dozen kinds
         raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
     if not good:
         raise ValueError(f"{path} is damaged: its bytes are not those that were written")

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import os
 import runpy
 import sys
@@ -60,10 +61,14 @@ def run_file(path):
         namespace = runpy.run_path(str(found))
         tree = ast.parse(found.read_text())
     except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    lines = {n.id: n.lineno for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    own = (types.ModuleType, types.FunctionType, type)
-    return {k: v for k, v in namespace.items() if k[0] != "_" and not isinstance(v, own)}, lines
+        raise ValueError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    lines = {}
+    for statement in tree.body:
+        if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):  # the names in there are not options
+            stored = (n for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+            lines |= {n.id: n.lineno for n in stored}
+    own = {k for k, v in namespace.items() if k[0] == "_" or callable(v) or isinstance(v, types.ModuleType)}
+    return {k: v for k, v in namespace.items() if k not in own}, lines
 
 
 def parse(cls, name, value, where, text=False):
@@ -117,6 +122,15 @@ def describe(kind):
     return {int: "whole number", float: "number", bool: "True or False", str: "text"}[kind]
 
 
+def check_ranges(config, ranges):
+    """Hold options against {"name name ...": (lowest, highest)}, both allowed."""
+    for names, (low, high) in ranges.items():
+        for name in names.split():
+            if not low <= getattr(config, name) <= high:
+                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise ValueError(f"{name}={getattr(config, name)}: expected a number {limits}")
+
+
 def main(run):
     """Call `run()`; end with one line on stderr and status 1 for a user's mistake, a full disk, or divergence.
 
@@ -125,8 +139,9 @@ def main(run):
     try:
         run()
     except (ValueError, OSError, FloatingPointError) as error:
-        raised_here = (traceback.extract_tb(error.__traceback__)[-1].line or "").startswith("raise ")
-        if not raised_here and not isinstance(error, OSError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        ours = Path(frame.filename).parent == HERE and (frame.line or "").startswith("raise ")
+        if not ours and not isinstance(error, OSError):
             raise
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

@@ -44,7 +44,10 @@ def read_meta(folder):
             f"{folder} has no meta.json, so its bins may be incomplete: run prepare_data.py for it again, "
             f"or, for bins made elsewhere, python prepare_data.py --adopt {folder}"
         )
-    meta = json.loads((folder / "meta.json").read_text())
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"{folder}/meta.json is damaged: prepare it again") from None
     if meta.get("format") != FORMAT:
         raise ValueError(f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: prepare it again")
     for split, info in meta["splits"].items():
@@ -194,6 +197,10 @@ class TrainStream:
 
     def locate(self, position, count):
         """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
+        for boundary, *_ in self.segments:
+            if position < boundary < position + count:
+                left = boundary - position
+                return self.locate(position, left) + self.locate(boundary, count - left)
         start, weights, given = [s for s in self.segments if s[0] <= position][-1]
         source, within = deal(np.arange(position - start, position - start + count), list(weights.values()))
         epoch, first = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
@@ -217,7 +224,7 @@ class TrainStream:
 
 
 class ValSet:
-    """The first `tokens` tokens of a validation split (0: all), in chunks whose shape depends on `seq_len` alone.
+    """The first `tokens` tokens of a validation split (0: all), in chunks whose shape only these and `seq_len` decide.
 
     Ranks share out whole chunks, so the loss is the same to the bit whatever their number and the micro-batch.
     """
@@ -230,8 +237,8 @@ class ValSet:
             raise ValueError(
                 f"eval_tokens={tokens:,} is more than {folder} can give: {self.tokens.size - 1:,}; 0 takes all"
             )
-        self.shape = (max(1, self.CHUNK_TOKENS // seq_len), seq_len)  # (B, T)
         self.n_targets = tokens or self.tokens.size - 1
+        self.shape = (max(1, min(self.CHUNK_TOKENS, self.n_targets) // seq_len), seq_len)  # (B, T)
         self.n_chunks = -(-self.n_targets // (self.shape[0] * seq_len))
 
     def chunk(self, i):

@@ -90,12 +90,12 @@ class Llama(nn.Module):
 
     def __init__(self, vocab_size, n_layer, n_head, n_embd, seq_len, n_kv_head=None, tied=True, seed=0):
         super().__init__()
-        n_kv_head = n_kv_head or n_head
+        n_kv_head = n_head if n_kv_head is None else n_kv_head
         if n_embd % n_head or n_embd // n_head % 2:
             raise ValueError(
                 f"n_embd={n_embd}, n_head={n_head}: the head size n_embd / n_head has to be an even number"
             )
-        if n_head % n_kv_head:
+        if n_kv_head < 1 or n_head % n_kv_head:
             raise ValueError(f"n_kv_head={n_kv_head} does not divide n_head={n_head}")
         vocab_size = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.embedding = nn.Embedding(vocab_size, n_embd)
@@ -130,6 +130,14 @@ class Llama(nn.Module):
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="sum")
+
+
+def native_bf16(device):
+    """Whether the device computes in bfloat16 itself, rather than by way of fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
 
 
 @torch.no_grad()

@@ -14,12 +14,23 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import threading
 from pathlib import Path
 
 WANDB_PROJECT = "cooldown"
 WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
+
+
+def check_folder(out_dir, name):
+    """Raise ValueError unless the run's folder lies in `out_dir` and can be written to; write nothing."""
+    run = Path(out_dir) / name
+    if Path(out_dir).resolve() not in run.resolve().parents:
+        raise ValueError(f"name={name!r}: the run's folder has to lie within out_dir={out_dir!r}")
+    there = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
+        raise ValueError(f"out_dir={out_dir!r}: cannot write to {there}; choose another --out_dir")
 
 
 class RunFolder:
@@ -83,6 +94,23 @@ class RunFolder:
             finish.join(WANDB_FINISH_S)
 
 
+@contextlib.contextmanager
+def caught_signals():
+    """List that SIGTERM and Ctrl-C are put into, as numbers, instead of ending the process; a second one ends it."""
+    received = []
+
+    def receive(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def describe(entry, left_s=None):
     """A log line for people."""
     forms = {
@@ -92,6 +120,7 @@ def describe(entry, left_s=None):
         "tokens_per_s": "{:,.0f} tokens/s",
     }
     forms |= {"mfu": "mfu {:.1%}", "skipped": "SKIPPED, as the gradient is not finite", "val_loss": "val loss {:.4f}"}
+    forms |= {"val_loss_window": "window {:.4f}", "window_steps": "over {} steps", "val_loss_ema": "ema {:.4f}"}
     parts = [form.format(entry[name]) for name, form in forms.items() if name in entry]
     return "  ".join([f"step {entry['step']:>6}", *parts] + ([] if left_s is None else [f"{clock(left_s)} left"]))
 

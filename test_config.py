@@ -1,0 +1,250 @@
+"""Tests of config.py: files and flags onto a dataclass, and what is said of mistakes.
+
+python -m pytest test_config.py
+"""
+
+import ast
+import dataclasses
+import importlib
+import itertools
+import math
+import re
+import sys
+import typing
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+import train
+from config import check_ranges, load, main
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    lr: float = 1e-3
+    total_steps: int = 100
+    compile: bool = True
+    name: str = "run"
+    schedule: Literal["constant", "wsd"] = "wsd"
+    cooldown_frac: float | None = 0.2
+    stop_at: int | None = 50
+    save_at: tuple[int, ...] = (7,)
+    cycle_ends: tuple[int, ...] | None = (8,)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(name, text) makes a file in the working directory, which is a folder far from the code."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, text):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+        return name
+
+    return write
+
+
+def mistake(args):
+    """The one line that `load` says of `args`."""
+    with pytest.raises(ValueError) as caught:
+        load(Options, args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+CODE = "__import__('os').system('touch ran')"
+FLAGS = [
+    ("lr=1", 1.0), ("lr=5e-4", 5e-4), ("lr=1_000", 1000.0), ("total_steps=1e4", 10_000), ("total_steps=25_000", 25_000),
+    ("total_steps=-3", -3), ("compile=False", False), ("compile=true", True), ("compile=0", False),
+    ("compile=1", True), ("name=1e4", "1e4"), ("name=a=b", "a=b"), ("name=none", "none"), ("name=", ""),
+    (f"name={CODE}", CODE), ("schedule=constant", "constant"), ("cooldown_frac=none", None), ("cooldown_frac=0", 0.0),
+    ("stop_at=None", None), ("stop_at=3", 3), ("save_at=", ()), ("save_at=1", (1,)), ("save_at=1,2e3,3", (1, 2000, 3)),
+    ("cycle_ends=none", None), ("cycle_ends=4,5", (4, 5)),
+]  # fmt: skip
+ASSIGNMENTS = [
+    ("lr = 1", 1.0), ("total_steps = 1e4", 10_000), ("total_steps = 4 * 25", 100), ("compile = False", False),
+    ("stop_at = None", None), ("save_at = [1, 2]", (1, 2)), ("save_at = 5", (5,)), ("cycle_ends = ()", ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, value", FLAGS)
+def test_flag(text, value, write):
+    check(load(Options, [f"--{text}"]), text.partition("=")[0], value)
+    assert not Path("ran").exists()  # text of a flag is never run
+
+
+@pytest.mark.parametrize("text, value", ASSIGNMENTS)
+def test_assignment_in_a_file(text, value, write):
+    check(load(Options, [write("x.py", text)]), text.partition(" =")[0], value)
+
+
+def check(got, name, value):
+    assert got == dataclasses.replace(Options(), **{name: value}) and type(getattr(got, name)) is type(value)
+
+
+def test_flags_win_over_files_and_later_over_earlier(write):
+    args = [write("a.py", "lr = 2\nname = 'a'\nstop_at = 3"), write("b.py", "lr = 4\nname = 'b'"), "--lr=6", "--lr=7"]
+    for order in itertools.permutations(args):
+        last_file = max(order.index("a.py"), order.index("b.py"))
+        last_flag = max(order.index("--lr=6"), order.index("--lr=7"))
+        lr = float(order[last_flag][-1])
+        assert load(Options, order) == Options(lr=lr, name=order[last_file][0], stop_at=3)
+    assert load(Options, []) == Options()
+
+
+def test_what_a_file_may_hold_besides_options(write):
+    text = "import math, functools\nfrom math import sqrt\n_half = 0.5\ndef twice(x): return 2 * x\nclass A: pass\n"
+    assert load(Options, [write("x.py", text + "lr = twice(sqrt(4)) * _half")]) == Options(lr=2.0)
+
+
+def test_files_are_found_from_any_directory_and_build_on_others(write, monkeypatch):
+    elsewhere = [p for p in sys.path if Path(p or ".").resolve() != HERE]
+    monkeypatch.setattr(sys, "path", elsewhere)  # as if train.py were imported from another project
+    for name in [n for n in sys.modules if n.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    tiny = load(train.Config, ["configs/tiny.py"])
+    assert tiny.name == "tiny" and tiny.n_embd == 128
+    mine = write("mine.py", "from configs.tiny import *\nlr = lr / 2\nn_layer *= 2")
+    assert load(train.Config, [mine]) == dataclasses.replace(tiny, lr=tiny.lr / 2, n_layer=2 * tiny.n_layer)
+    write("configs/tiny.py", "lr = 9")  # the working directory comes first
+    assert load(train.Config, ["configs/tiny.py"]) == train.Config(lr=9.0)
+
+
+@pytest.mark.parametrize(
+    "flag, parts",
+    [
+        ("--total_step=5", ["--total_step:", "total_steps"]),
+        ("--qqqq=5", ["--qqqq:", "no such option", "--help"]),
+        ("--=5", ["no such option"]),
+        ("--lr=fast", ["--lr='fast'", "number"]),
+        ("--lr=", ["--lr=''", "number"]),
+        ("--total_steps=1.5", ["--total_steps='1.5'", "whole number"]),
+        ("--total_steps=inf", ["--total_steps='inf'", "whole number"]),
+        ("--total_steps=none", ["--total_steps='none'", "whole number"]),
+        ("--compile=maybe", ["--compile='maybe'", "True or False"]),
+        ("--schedule=wds", ["--schedule='wds'", "one of constant, wsd"]),
+        ("--stop_at=soon", ["--stop_at='soon'", "whole number or none"]),
+        ("--save_at=1,x", ["--save_at='1,x'", "whole numbers with commas between"]),
+        (f"--lr={CODE}", ["--lr=", CODE, "number"]),
+        ("--lr", ["--lr", "--lr=VALUE"]),
+        ("lr=1", ["lr=1: no such config file", "--key=value"]),
+        ("no/such.py", ["no/such.py: no such config file", ".py"]),
+    ],
+)
+def test_mistake_in_a_flag(flag, parts, write):
+    said = mistake([flag])
+    assert [part for part in parts if part not in said] == []
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("name = 'a'\ntotal_step = 5", ["x.py:2: total_step:", "total_steps"]),
+        ("\n\nlr = 'fast'", ["x.py:3: lr='fast'", "number"]),
+        ("lr = '1'", ["x.py:1: lr='1'", "number"]),  # in Python a text is no number
+        ("lr = True", ["x.py:1: lr=True", "number"]),
+        ("total_steps = True", ["x.py:1: total_steps=True", "whole number"]),
+        ("total_steps = 1.5", ["x.py:1: total_steps=1.5", "whole number"]),
+        ("compile = 1", ["x.py:1: compile=1", "True or False"]),
+        ("name = None", ["x.py:1: name=None", "text"]),
+        ("schedule = 'wds'", ["x.py:1: schedule='wds'", "one of constant, wsd"]),
+        ("save_at = (1, 'b')", ["x.py:1: save_at=(1, 'b')", "whole numbers with commas between"]),
+        ("save_at = '1,2'", ["x.py:1: save_at='1,2'"]),
+        ("lr = 'fast'\ndef f():\n    lr = 1", ["x.py:1: lr='fast'"]),  # the line of the option, not of a local
+        ("from half_base import *", ["x.py: lr='fast'", "number"]),
+        ("lr = = 1", ["x.py:", "SyntaxError", "line 1"]),
+        ("lr = 1 / 0", ["x.py:", "ZeroDivisionError"]),
+        ("raise RuntimeError('two\\nlines')", ["x.py:", "RuntimeError", "two"]),
+    ],
+)
+def test_mistake_in_a_file(text, parts, write, monkeypatch, tmp_path):
+    write("half_base.py", "lr = 'fast'")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = mistake([write("x.py", text), "--lr=1"])  # a flag does not hide it
+    assert [part for part in parts if part not in said] == []
+
+
+def test_a_file_of_another_kind_is_refused(write):
+    assert "x.json: no such config file" in mistake([write("x.json", "{}")])
+
+
+def test_check_ranges():
+    ranges = {"total_steps stop_at": (1, math.inf), "lr": (0.0, 2.0)}
+    for good in (Options(), Options(total_steps=1, lr=2.0), Options(lr=0.0, stop_at=10**9)):
+        assert check_ranges(good, ranges) is None
+    for name, value, limits in (("stop_at", 0, "at least 1"), ("lr", -0.1, "from 0.0 to 2.0"), ("lr", 2.1, "to 2.0")):
+        with pytest.raises(ValueError, match=f"^{name}={value}: .*{limits}$"):
+            check_ranges(dataclasses.replace(Options(), **{name: value}), ranges)
+    with pytest.raises(ValueError, match="^lr=nan: "):
+        check_ranges(Options(lr=math.nan), ranges)
+
+
+def test_help_shows_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        load(train.Config, ["no/such.py", "--lr=fast", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not end.value.code
+    source = Path(train.__file__).read_text().splitlines()
+    (tree,) = [n for n in ast.parse("\n".join(source)).body if isinstance(n, ast.ClassDef) and n.name == "Config"]
+    rows = {node.target.id: node for node in tree.body if isinstance(node, ast.AnnAssign)}
+    assert list(rows) == [field.name for field in dataclasses.fields(train.Config)]
+    for field in dataclasses.fields(train.Config):
+        default = "" if field.default == () else field.default
+        shown = [
+            i for i, line in enumerate(lines) if re.match(rf"  --{field.name}={re.escape(str(default))}( |$)", line)
+        ]
+        assert len(shown) == 1, field.name
+        _, _, comment = source[rows[field.name].end_lineno - 1].partition("  # ")
+        assert comment and lines[shown[0]].endswith(f" {comment}")
+        assert re.fullmatch(r"\s+\[.+\]", lines[shown[0] + 1])
+    types = {line.strip() for line in lines}
+    choices = ", ".join(typing.get_args(typing.get_type_hints(train.Config)["schedule"]))
+    assert {"[whole number]", "[number or none]", "[True or False]", f"[one of {choices}]"} <= types
+
+
+def ours(kind=ValueError):
+    raise kind(
+        "lr=2: too large"  # on a line of its own
+    )
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, FloatingPointError])
+def test_main_says_our_errors_in_one_line(kind, capsys, monkeypatch):
+    for rank, said in (("0", "error: lr=2: too large\n"), ("1", "")):  # one rank's line is enough
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as end:
+            main(lambda: ours(kind))
+        assert end.value.code == 1 and capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "bug, kind",
+    [
+        (lambda: int("x"), ValueError),  # raised in C
+        (lambda: Fraction("x"), ValueError),  # raised by `raise`, in a library's Python
+        (lambda: torch.optim.SGD([torch.zeros(1)], lr=-1), ValueError),
+        (lambda: ours(KeyError), KeyError),
+    ],
+)
+def test_main_leaves_the_traceback_of_other_errors(bug, kind, capsys):
+    with pytest.raises(kind):
+        main(bug)
+    assert capsys.readouterr().err == ""
+
+
+def test_main_leaves_other_ends_alone(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(lambda: open("/no/such/file"))  # the system's errors are for the user, whoever asked
+    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: [Errno 2] No such file")
+    assert main(lambda: None) is None
+    with pytest.raises(SystemExit) as end:
+        main(lambda: sys.exit(143))
+    assert end.value.code == 143
