@@ -33,7 +33,7 @@ def path_of(folder, step):
 def list_steps(folder):
     """Steps with a checkpoint file in `folder`, increasing; other names are left alone."""
     steps = [int(p.stem[5:]) for p in Path(folder).glob("step_*.pt") if p.is_file() and NAME.fullmatch(p.name)]
-    return sorted(step for step in steps if path_of(folder, step).is_file())
+    return sorted({step for step in steps if path_of(folder, step).is_file()})
 
 
 def save(folder, step, state, keep=2, save_at=()):

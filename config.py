@@ -140,7 +140,7 @@ def main(run):
         run()
     except (ValueError, OSError, FloatingPointError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        ours = Path(frame.filename).parent == HERE and (frame.line or "").startswith("raise ")
+        ours = Path(frame.filename).resolve().parent == HERE and (frame.line or "").startswith("raise ")
         if not ours and not isinstance(error, OSError):
             raise
         if os.environ.get("RANK", "0") == "0":

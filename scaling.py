@@ -266,13 +266,12 @@ DEFAULT_SPREAD = (
 def default_law(draws: int = 400) -> dict:
     """DEFAULT_LAW with draws of its parameters, as a law of laws.py has them; always the same draws."""
     rng, law = random.Random(0), DEFAULT_LAW | {"draws": []}
+    E, A, B, alpha, beta = law["params"].values()
     for _ in range(draws):
         z = [rng.gauss(0, 1) for _ in LAW_NAMES]
-        shift = [sum(x * y for x, y in zip(row, z, strict=False)) for row in DEFAULT_SPREAD]
-        draw = {name: law["params"][name] * math.exp(d) for name, d in zip("EAB", shift, strict=False)}
-        law["draws"].append(
-            draw | {"alpha": law["params"]["alpha"] + shift[3], "beta": law["params"]["beta"] + shift[4]}
-        )
+        e, a, b, *shift = (sum(x * z[j] for j, x in enumerate(row)) for row in DEFAULT_SPREAD)
+        values = (E * math.exp(e), A * math.exp(a), B * math.exp(b), alpha + shift[0], beta + shift[1])
+        law["draws"].append(dict(zip(LAW_NAMES, values, strict=True)))
     return law
 
 
@@ -286,8 +285,10 @@ def read_law(path: str) -> dict:
     if not isinstance(law, dict) or law.get("law") != "chinchilla":
         raise ValueError(f"{path} holds no chinchilla law; a plan needs one: laws.py chinchilla ... --json > {path}")
     for values in [law.get("params", {}), *law.get("draws", [])]:
-        if not all(isinstance(values.get(name), float | int) and values[name] > 0 for name in LAW_NAMES):
-            raise ValueError(f"{path}: a plan needs {', '.join(LAW_NAMES)}, all positive, not {values}")
+        if not all(isinstance(values.get(name), float | int) for name in LAW_NAMES):
+            raise ValueError(f"{path}: a plan needs {', '.join(LAW_NAMES)}, not {values}")
+        if min(values[name] for name in LAW_NAMES) <= 0:
+            raise ValueError(f"{path}: its data leave the law so open that {values} fits too; no plan follows from it")
     return law
 
 
@@ -364,29 +365,24 @@ def plan(flops: float, law: dict | None = None, batch_tokens: float | None = Non
 
 
 def table_command(args) -> dict:
+    """The paper's models (params as trained, params_notebook as its notebook counts them)."""
     rows = []
     for m in PAPER_MODELS:
         size = (m.n_layer, m.n_embd, m.n_head)
-        params = num_params(PAPER_VOCAB, *size, ffw=m.ffw)
-        flops = train_flops(PAPER_SEQ_LEN, NOTEBOOK_VOCAB, *size, ffw=m.ffw)
-        rows.append(
-            m._asdict()
-            | {
-                "params": params,
-                "params_notebook": num_params(NOTEBOOK_VOCAB, *size, ffw=m.ffw, norms=False),
-                "flops_per_seq": flops,
-                "flops_per_seq_causal": train_flops(PAPER_SEQ_LEN, NOTEBOOK_VOCAB, *size, ffw=m.ffw, causal=True),
-                "over_6nd": flops / train_flops_6nd(params, PAPER_SEQ_LEN),
-            }
-        )
-    print_table = "name n_embd n_layer n_head ffw params flops_per_seq flops_per_seq_causal over_6nd lengths".split()
-    print_rows(rows, print_table, args)
+        row = m._asdict() | {"params": num_params(PAPER_VOCAB, *size, ffw=m.ffw)}
+        row["params_notebook"] = num_params(NOTEBOOK_VOCAB, *size, ffw=m.ffw, norms=False)
+        row["flops_per_seq"] = train_flops(PAPER_SEQ_LEN, NOTEBOOK_VOCAB, *size, ffw=m.ffw)
+        row["causal"] = train_flops(PAPER_SEQ_LEN, NOTEBOOK_VOCAB, *size, ffw=m.ffw, causal=True)
+        row["over_6nd"] = row["flops_per_seq"] / train_flops_6nd(row["params"], PAPER_SEQ_LEN)
+        rows.append(row)
+    columns = "name n_embd n_layer n_head ffw params flops_per_seq causal over_6nd lengths lr_cosine".split()
+    print_rows(rows, columns, args)
     return {"models": rows}
 
 
 def savings_command(args) -> dict:
     """FLOPs of the paper's runs and Chinchilla's, and of `--lengths`, one run per length or one with cooldowns."""
-    studies = {m.name: paper_run_costs(m, as_run=not args.printed_lengths) for m in PAPER_MODELS if m.name != "166M"}
+    studies = {m.name: paper_run_costs(m) for m in PAPER_MODELS if m.name != "166M"}
     if args.lengths:
         studies = {f"lengths {args.lengths}": [float(x) for x in args.lengths.split(",")]}
     rows = [cost_row(name, [costs], args.cooldown_frac) for name, costs in studies.items()]
@@ -398,16 +394,9 @@ def savings_command(args) -> dict:
 
 
 def cost_row(name, studies, cooldown_frac):
-    separate = sum(separate_cost(costs) for costs in studies)
-    a, b = (sum(shared_cost(costs, cooldown_frac, f) for costs in studies) for f in "AB")
-    return {
-        "name": name,
-        "separate": separate,
-        "shared_A": a,
-        "ratio_A": a / separate,
-        "shared_B": b,
-        "ratio_B": b / separate,
-    }
+    total = sum(separate_cost(costs) for costs in studies)
+    a, b = (sum(shared_cost(costs, cooldown_frac, formula) for costs in studies) for formula in "AB")
+    return {"name": name, "separate": total, "A": a, "A_ratio": a / total, "B": b, "B_ratio": b / total}
 
 
 def plan_command(args) -> dict:
@@ -481,7 +470,6 @@ def main(argv=None) -> int:
     savings = commands.add_parser("savings", allow_abbrev=False, help="one run per length against shared cooldowns")
     savings.add_argument("--cooldown_frac", type=float, default=0.2, help="share of each length that is its cooldown")
     savings.add_argument("--lengths", help="lengths of your own study, as 10,20,30 (any unit)")
-    savings.add_argument("--printed_lengths", action="store_true", help="Table 2 instead of the lengths in the logs")
     budget = commands.add_parser("plan", allow_abbrev=False, help="the compute-optimal run for a budget")
     budget.add_argument("--flops", type=float, help="budget, C = 6ND")
     budget.add_argument("--gpu_hours", type=float)

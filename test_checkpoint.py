@@ -4,6 +4,7 @@ python -m pytest test_checkpoint.py
 """
 
 import contextlib
+import hashlib
 import os
 import pickle
 import random
@@ -72,6 +73,8 @@ def test_round_trip(tmp_path):
     assert latest_path == path and same(latest, state) and same(load(path), state) and not same(latest, make_state(8))
     assert same(torch.load(path, weights_only=True), state)  # the seal is in nobody's way
     assert zipfile.ZipFile(path).testzip() is None
+    raw, seal = path.read_bytes()[:-71], path.read_bytes()[-71:].decode()
+    assert raw[-2:] == bytes([71, 0]) and seal == f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
 
 def test_types_that_could_not_be_read_are_not_written(tmp_path):
@@ -188,6 +191,8 @@ def test_other_names_are_left_alone(folder):
     for name in names:
         (folder / name).write_text("x")
     assert list_steps(folder) == [100, 200] and load_latest(folder)[1] == path_of(folder, 200)
+    (folder / "step_000000200.pt").write_text("x")  # another file than that of step 200
+    assert list_steps(folder) == [100, 200]
     save(folder, 400, make_state(400), keep=2)
     assert list_steps(folder) == [200, 400] and all((folder / name).exists() for name in names)
 

@@ -9,6 +9,8 @@ import importlib
 import itertools
 import math
 import re
+import shutil
+import subprocess
 import sys
 import typing
 from fractions import Fraction
@@ -223,6 +225,17 @@ def test_main_says_our_errors_in_one_line(kind, capsys, monkeypatch):
         with pytest.raises(SystemExit) as end:
             main(lambda: ours(kind))
         assert end.value.code == 1 and capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("path", ["code/run.py", "link/run.py"])
+def test_main_knows_our_errors_in_a_linked_folder(path, tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "link").symlink_to("code")
+    shutil.copy(HERE / "config.py", tmp_path / "code")
+    script = "from config import main\n\ndef run():\n    raise ValueError('lr=2: too large')\n\nmain(run)\n"
+    (tmp_path / "code" / "run.py").write_text(script)
+    ended = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "error: lr=2: too large\n")
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,9 @@ def test_log_is_cut_to_the_step_a_run_starts_from(start, tmp_path):
     resumed = start(step=50)
     resumed.log({"step": 60, "train_loss": 30.0})
     assert lines_of(tmp_path / "run" / "log.jsonl") == [*entries, {"step": 60, "train_loss": 30.0}]
+    resumed.log({"step": 0, "val_loss": 9.0})
     resumed.close()
-    start(step=0)
+    start(step=0)  # from new weights, which are evaluated again
     assert lines_of(tmp_path / "run" / "log.jsonl") == []
 
 

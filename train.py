@@ -326,7 +326,7 @@ def run_training(config, at_exit):
         # save
         ending = last or stop or step == config.stop_at
         due = ending or step in config.save_at or config.save_every and step % config.save_every == 0
-        if folder and due and not (resumed and step == start):
+        if folder and due and step > start:
             state = {
                 "format": FORMAT,
                 "model": raw_model.state_dict(),

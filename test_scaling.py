@@ -1,0 +1,264 @@
+"""Parameters, FLOPs and costs against the figures that the paper, its notebook and its logs print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scaling
+from scaling import (
+    CHINCHILLA_MODELS,
+    PAPER_MODELS,
+    chinchilla_run_costs,
+    default_law,
+    forward_flops,
+    interval,
+    num_params,
+    optimal_size,
+    paper_run_costs,
+    peak_flops,
+    plan,
+    separate_cost,
+    shared_cost,
+    swiglu_width,
+    train_flops,
+    train_flops_6nd,
+)
+
+# name: parameters in the notebook, parameters in the logs, training FLOPs of a sequence of 512 (the authors' notebook)
+PRINTED = {
+    "33M": (33_454_464, 33_479_040, "1.718346e+11"),
+    "53M": (52_994_560, 53_027_328, "2.548826e+11"),
+    "60M": (59_810_304, 59_845_120, "2.790796e+11"),
+    "93M": (93_112_960, 93_159_040, "4.092946e+11"),
+    "124M": (123_532_032, 123_587_328, "5.273923e+11"),
+    "151M": (151_843_584, 151_905_024, "6.241423e+11"),
+    "166M": (166_140_800, 166_205_312, "6.829368e+11"),
+    "210M": (208_466_688, 208_540_416, "8.176423e+11"),
+    "360M": (359_744_512, 359_842_816, "1.341445e+12"),
+}
+
+
+@pytest.mark.parametrize("model", PAPER_MODELS, ids=lambda model: model.name)
+def test_the_papers_models(model):
+    size = dict(n_layer=model.n_layer, n_embd=model.n_embd, n_head=model.n_head)
+    notebook, real, flops = PRINTED[model.name]
+    assert num_params(50257, **size, norms=False) == notebook
+    assert num_params(50304, **size) == real
+    assert f"{train_flops(512, 50257, **size):.6e}" == flops
+    assert swiglu_width(model.n_embd) == model.ffw
+
+
+def test_all_nine_models_are_there():
+    assert [model.name for model in PAPER_MODELS] == list(PRINTED)
+
+
+def test_swiglu_width_rounds_up_to_256():
+    # int(8/3 d): 96 -> 256, 97 -> 258, 384 -> 1024 exactly, 4096 -> 10922
+    assert [swiglu_width(d) for d in (1, 96, 97, 384, 4096)] == [256, 256, 512, 1024, 11008]
+
+
+def test_counts_by_hand_on_a_tiny_model():
+    # V 10, d 4, 2 heads of 2, F 8; T 3; one layer
+    size = dict(n_layer=1, n_embd=4, n_head=2, ffw=8)
+    assert num_params(10, **size, norms=False) == 10 * 4 + 4 * 4 * 4 + 3 * 4 * 8
+    assert num_params(10, **size) == 10 * 4 + 4 * 4 * 4 + 3 * 4 * 8 + 3 * 4  # two norms and the final one
+    assert num_params(10, **size, norms=False, tied=False) == 2 * 10 * 4 + 4 * 4 * 4 + 3 * 4 * 8
+    assert num_params(10, **size, norms=False, n_kv_head=1) == 10 * 4 + 4 * 4 * 3 + 3 * 4 * 8
+    assert num_params(10, **size, norms=False, swiglu=False) == 10 * 4 + 4 * 4 * 4 + 2 * 4 * 8
+    embedding = logits = 2 * 3 * 10 * 4
+    qkv, logit, softmax, values, out = 6 * 3 * 4 * 2 * 2, 2 * 9 * 4, 3 * 2 * 9, 2 * 9 * 4, 2 * 3 * 4 * 4
+    swiglu, dense = 3 * 2 * 3 * 4 * 8, 2 * 2 * 3 * 4 * 8
+    rest = embedding + logits + qkv + out
+    assert forward_flops(3, 10, **size) == rest + logit + softmax + values + swiglu
+    assert forward_flops(3, 10, **size, swiglu=False) == rest + logit + softmax + values + dense
+    assert forward_flops(3, 10, **size, causal=True) == rest + (logit + softmax + values) // 2 + swiglu
+    assert forward_flops(3, 10, **size, n_kv_head=1) == rest - 2 * 2 * 3 * 4 * 2 + logit + softmax + values + swiglu
+    assert train_flops(3, 10, **size) == 3 * forward_flops(3, 10, **size)
+
+
+def test_6nd_understates_small_models():
+    # paper.md 5.2: 1.67 at 33M, 1.21 at 360M
+    for name, ratio in (("33M", "1.67"), ("360M", "1.21")):
+        notebook, _, flops = PRINTED[name]
+        assert f"{float(flops) / train_flops_6nd(notebook, 512):.2f}" == ratio
+
+
+def test_savings_of_the_paper():
+    runs = {model.name: paper_run_costs(model) for model in PAPER_MODELS if model.name != "166M"}
+    printed = {"33M": 0.600, "60M": 0.573, "93M": 0.581, "124M": 0.543, "151M": 0.556, "210M": 0.533, "360M": 0.556}
+    for name, ratio in printed.items():
+        assert round(shared_cost(runs[name], 0.2) / separate_cost(runs[name]), 3) == ratio
+    by_table_2 = paper_run_costs(PAPER_MODELS[4], as_run=False)
+    assert round(shared_cost(by_table_2, 0.2) / separate_cost(by_table_2), 3) == 0.573  # 35k, where the run was 30k
+    cosine = sum(map(separate_cost, runs.values()))
+    a, b = (sum(shared_cost(costs, 0.2, formula) for costs in runs.values()) for formula in "AB")
+    assert f"{cosine:.3e}" == "1.145e+20" and f"{b:.2e}" == "7.33e+19"  # the bars of Fig. 13a
+    assert round(a / cosine, 3) == 0.552 and round(b / cosine, 3) == 0.640
+
+
+def test_savings_of_chinchilla():
+    runs = chinchilla_run_costs()
+    assert len(runs) == len(CHINCHILLA_MODELS.split()) == 50 and all(len(costs) == 4 for costs in runs)
+    cosine, a, b = (
+        sum(map(separate_cost, runs)),
+        sum(shared_cost(costs, 0.1) for costs in runs),
+        sum(shared_cost(costs, 0.1, "B") for costs in runs),
+    )
+    assert f"{cosine:.3e} {a:.3e} {b:.3e}" == "5.589e+23 2.355e+23 2.555e+23"  # 5.59 and 2.36 in the paper
+    assert a / cosine == pytest.approx((25 + 0.1 * 45) / 70, rel=1e-12)
+
+
+def test_chinchillas_sizes_agree_with_their_parameters():
+    # its counts also hold relative positions, which here are left out: up to a tenth
+    for row in CHINCHILLA_MODELS.split():
+        millions, n_embd, head_size, n_head, n_layer = map(int, row.split("/"))
+        count = num_params(32000, n_layer, n_embd, n_head, swiglu=False, head_size=head_size, norms=False) / 1e6
+        assert count == pytest.approx(millions, rel=0.1), row
+
+
+def test_shared_cost_at_its_edges():
+    assert shared_cost([10, 20, 30], 0.2, "A") == 30 + 0.2 * 30
+    assert shared_cost([30, 10, 20], 0.2, "B") == 30 + 0.2 * 60  # in any order
+    assert shared_cost([7], 0.2, "A") == 7 and shared_cost([7], 0, "B") == 7
+    assert shared_cost([10, 20], 1.0, "A") == separate_cost([10, 20])  # a cooldown of 100% shares nothing
+
+
+def test_peak_flops_by_device_name():
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12  # the longer key counts
+    assert peak_flops("NVIDIA L40S") == 362e12 and peak_flops("NVIDIA L4") == 121e12
+    for name in (
+        "cpu",
+        "",
+        "NVIDIA RTX A4000",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+    ):
+        assert peak_flops(name) is None, name
+
+
+def test_optimal_size_is_the_minimum_and_as_published():
+    # Hoffmann et al.'s law as rounded and as in their TeX, and the default, at Chinchilla's budget: tokens a parameter
+    rounded = dict(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
+    exact = dict(E=1.6934, A=406.4, B=410.7, alpha=0.33917084, beta=0.2849083)
+    for law, ratio in ((rounded, 92.65), (exact, 58.93), (scaling.DEFAULT_LAW["params"], 17.92)):
+        N, D, loss = optimal_size(5.76e23, law)
+        assert D / N == pytest.approx(ratio, rel=1e-3) and 6 * N * D == pytest.approx(5.76e23, rel=1e-12)
+        for other in (0.97 * N, 1.03 * N):
+            assert law["E"] + law["A"] / other ** law["alpha"] + law["B"] / (5.76e23 / 6 / other) ** law["beta"] > loss
+
+
+def test_plan_follows_from_the_law():
+    made = plan(1e21)
+    assert made == plan(1e21)  # the default's draws are always the same
+    assert made.params == pytest.approx(2.792e9, rel=1e-3) and made.params * made.tokens * 6 == pytest.approx(1e21)
+    assert made.steps * made.batch_tokens == pytest.approx(made.tokens)
+    for name in ("params", "tokens", "loss", "steps"):
+        low, high = made.intervals[name]
+        assert low < getattr(made, name) < high, name
+    assert plan(1e21, batch_tokens=1e6).steps == pytest.approx(made.tokens / 1e6)
+    assert plan(1e21, {"params": scaling.DEFAULT_LAW["params"]}).intervals == {}
+
+
+def test_default_laws_draws_have_the_published_spread():
+    # Besiroglu et al.'s own bootstrap: standard errors .0154 of alpha, .0206 of beta, .02566 of E
+    draws = default_law(2000)["draws"]
+    for name, error in (("alpha", 0.0154), ("beta", 0.0206), ("E", 0.02566)):
+        values = [draw[name] for draw in draws]
+        mean = sum(values) / len(values)
+        spread = (sum((x - mean) ** 2 for x in values) / len(values)) ** 0.5
+        assert 0.7 * error < spread < 1.1 * error, name
+
+
+def test_rules_give_the_papers_1b_run():
+    # 100B tokens for 1B parameters: lr 8e-4 and 1.8M tokens a step (paper.md 4.3)
+    made = plan(6 * 1e9 * 100e9)
+    assert f"{made.lr:.0e} {made.batch_tokens:.1e}" == "8e-04 1.8e+06"
+
+
+def test_shape_for_is_near():
+    for params in (3e7, 1e9, 7e10):
+        assert num_params(50304, *scaling.shape_for(params)) == pytest.approx(params, rel=0.2)
+
+
+def test_interval():
+    assert interval(list(range(101)), 0.9) == [5, 95] and interval([3.0]) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda: num_params(50304, 8, 384, 7), "multiple of n_head=7"),
+        (lambda: num_params(50304, 8, 384, 6, n_kv_head=4), "multiple of n_kv_head=4"),
+        (lambda: num_params(50304, 0, 384, 6), "n_layer=0"),
+        (lambda: num_params(0, 8, 384, 6), "vocab_size=0"),
+        (lambda: num_params(50304, 8, 384.0, 6), "n_embd=384.0"),
+        (lambda: forward_flops(0, 50304, 8, 384, 6), "seq_len=0"),
+        (lambda: shared_cost([], 0.2), "costs"),
+        (lambda: shared_cost([1, -1], 0.2), "costs"),
+        (lambda: shared_cost([1], 1.2), "cooldown_frac=1.2"),
+        (lambda: shared_cost([1], 0.2, "C"), "formula='C'"),
+        (lambda: plan(-1), "flops=-1"),
+        (lambda: plan(float("nan")), "flops=nan"),
+        (lambda: plan(1e21, batch_tokens=0), "batch_tokens=0"),
+    ],
+)
+def test_mistakes_are_value_errors(call, word):
+    with pytest.raises(ValueError, match=word):
+        call()
+
+
+def run(*args):
+    script = Path(scaling.__file__)
+    return subprocess.run([sys.executable, script, *args], capture_output=True, text=True, cwd=script.parent)
+
+
+def test_command_line():
+    table, savings = run("table"), run("savings", "--json")
+    assert table.returncode == 0 and "5.273923e+11" in table.stdout and "123,587,328" in table.stdout
+    rows = {row["name"]: row for row in json.loads(savings.stdout)["studies"]}
+    assert (
+        round(rows["paper, total"]["B_ratio"], 3) == 0.640 and round(rows["chinchilla, f=0.1"]["A_ratio"], 4) == 0.4214
+    )
+
+
+def test_main_prints_one_line_for_a_mistake(capsys, tmp_path):
+    empty, other, torn, wide = (tmp_path / name for name in ("empty.json", "other.json", "torn.json", "wide.json"))
+    empty.write_text('{"law": "chinchilla", "params": {"E": 1}}')
+    other.write_text('{"law": "isoflop"}')
+    torn.write_text('{"law": "chin')
+    draw = scaling.DEFAULT_LAW["params"] | {"beta": -0.1}
+    wide.write_text(json.dumps(scaling.DEFAULT_LAW | {"draws": [draw]}))
+    for args, word in (
+        (["plan"], "--flops=1e21"),
+        (["plan", "--flops=many"], "--flops"),
+        (["plan", "--flops=inf"], "inf"),
+        (["plan", "--gpu_hours=8", "--mfu=0.4", "--gpu=Abacus"], "Abacus"),
+        (["plan", "--gpu_hours=8", "--gpu=H100"], "--mfu"),
+        (["plan", "--gpu_hours=8", "--gpu=H100", "--mfu=40"], "between 0 and 1"),
+        (["plan", "--flops=1e21", f"--law={tmp_path}/none.json"], "none.json"),
+        *((["plan", "--flops=1e21", f"--law={path}"], path.name) for path in (empty, other, torn, wide)),
+        (["savings", "--lengths=1,x"], "x"),
+        (["savings", "--cooldown_frac=2"], "cooldown_frac"),
+        (["table", "--unknown=1"], "--unknown=1"),
+        (["tables"], "tables"),
+        ([], "command"),
+    ):
+        assert scaling.main(args) == 1, args
+        out, error = capsys.readouterr()
+        assert out == "" and error.count("\n") == 1 and error.startswith("error: ") and word in error, (args, error)
+
+
+def test_main_plans_from_gpu_hours_and_a_law(capsys, tmp_path):
+    law = tmp_path / "law.json"
+    law.write_text(json.dumps(scaling.default_law(20)))
+    assert scaling.main(["plan", "--gpu_hours=100", "--gpu=A100", "--mfu=0.5", f"--law={law}", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["flops"] == pytest.approx(100 * 3600 * 312e12 * 0.5)
+    assert made["intervals"]["params"][0] < made["params"] < made["intervals"]["params"][1]
+    assert scaling.main(["plan", "--flops=1e21"]) == 0
+    assert "2.792e+09" in capsys.readouterr().out
