@@ -43,13 +43,14 @@ class Task:
         dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
         self.val = ValSet(Path(args.data_dir or config["data_dir"]) / dataset, config["seq_len"], args.tokens)
         self.device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
-        bf16 = native_bf16(self.device) if args.dtype == "auto" else args.dtype == "bfloat16"
+        dtype = args.dtype or config["dtype"]
+        bf16 = native_bf16(self.device) if dtype == "auto" else dtype == "bfloat16"
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.info = {"dataset": dataset, "tokens": self.val.n_targets, "dtype": "bfloat16" if bf16 else "float32"}
         self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
         self.rows = []
 
-    def add(self, model, **row):
+    def add(self, model, /, **row):
         """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
         with self.autocast, tqdm(total=self.val.n_chunks, desc=str(next(iter(row.values()))), leave=False) as bar:
 
@@ -173,7 +174,7 @@ def run(args=None):
     parser.add_argument("--data_dir", help="folder of the datasets; default: the run's own")
     parser.add_argument("--tokens", type=int, default=0, help="only the first so many; 0: all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default: the run's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(args)
     paths = args.checkpoints

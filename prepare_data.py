@@ -520,7 +520,7 @@ def prepare(
     return folder
 
 
-def count(text):
+def token_count(text):
     """Read a number of tokens: 250000, 1e8, 100M, 1.5B."""
     scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper())
     return round(float(text[:-1]) * scale) if scale else round(float(text))
@@ -532,7 +532,9 @@ def main(argv=None):
     )
     parser.add_argument("source", nargs="?", default="stdlib", help="as above; default stdlib")
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2 (default) or bytes")
-    parser.add_argument("--tokens", type=count, help="stop at so many training tokens: 250000, 1e8, 100M; default all")
+    parser.add_argument(
+        "--tokens", type=token_count, help="stop at so many training tokens: 250000, 1e8, 100M; default all"
+    )
     parser.add_argument("--data_dir", default="data", help="where the dataset's folder goes; default data")
     parser.add_argument("--text_field", default="text", help="field or column that holds the text; default text")
     parser.add_argument("--name", help="of the dataset's folder; default <source>-<tokenizer>")

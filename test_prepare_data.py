@@ -299,10 +299,10 @@ def test_tokens_stops_at_exactly_so_many(tmp_path, monkeypatch):
 
 def test_numbers_of_tokens():
     given = ["250000", "1e8", "100M", "1.5B", "10k"]
-    assert [prepare_data.count(text) for text in given] == [250_000, 10**8, 10**8, 15 * 10**8, 10_000]
+    assert [prepare_data.token_count(text) for text in given] == [250_000, 10**8, 10**8, 15 * 10**8, 10_000]
     for text in ("", "M", "many"):
         with pytest.raises(ValueError):
-            prepare_data.count(text)
+            prepare_data.token_count(text)
 
 
 def test_stdlib_is_the_default_source(tmp_path, capsys):

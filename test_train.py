@@ -27,6 +27,7 @@ BASE = dict(
     dataset="text", seq_len=32, global_batch_size=12, micro_batch_size=2, n_layer=2, n_head=2, n_embd=32, lr=1e-2,
     schedule="wsd", total_steps=60, warmup_steps=5, cooldown_steps=20, eval_every=20, eval_tokens=2000, log_every=10,
     save_every=20, device="cpu", dtype="float32",
+    window_horizon=10, window_every=2, window_keep=2, ema_half_life=(5.0,), ema_every=1,
 )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def newest(tmp_path, name):
 def command(tmp_path, data_dir, name, *launcher, **options):
     """The command line of the same run, for what needs a process of its own."""
     options = {**BASE, "name": name, "out_dir": tmp_path / "runs", "data_dir": data_dir, **options}
+    options |= {k: ",".join(map(str, v)) for k, v in options.items() if isinstance(v, tuple)}
     return [*(launcher or [sys.executable]), str(HERE / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
 
 
@@ -79,9 +81,12 @@ def lines(tmp_path, name):
 
 
 def tensors(state):
-    """Weights and moments of a checkpoint, by name."""
-    moments = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
-    return {**state["model"], **moments}
+    """Weights, moments and averages of a checkpoint, by name."""
+    all_of_them = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
+    for name, average in state["averages"].items():
+        for block in average["blocks"]:
+            all_of_them |= {f"{name}.{block['first']}-{block['last']}.{k}": v for k, v in block["tensors"].items()}
+    return all_of_them | state["model"]
 
 
 def same(a, b):
@@ -103,13 +108,15 @@ def test_resumed_equals_uninterrupted(run, tmp_path, stops, dtype):
     assert lines(tmp_path, "parts") == lines(tmp_path, "whole")
 
 
-@pytest.mark.parametrize("drop", ["moments", "position", "weights"])
+@pytest.mark.parametrize("drop", ["moments", "position", "weights", "averages"])
 def test_resuming_without_one_thing_differs(run, tmp_path, drop):
     whole, state = run("whole"), run("parts", stop_at=25)
     if drop == "moments":
         state["optimizer"]["state"] = {}
     elif drop == "position":
         state["progress"]["position"] += 1
+    elif drop == "averages":
+        state["averages"]["ema"]["blocks"] = []
     else:
         state["model"]["norm.weight"][0] += 1e-6
     checkpoint.save(tmp_path / "runs" / "parts" / "ckpt", 25, state)
@@ -197,6 +204,9 @@ def test_run_folder(run, tmp_path):
     assert all(x.keys() == {"step", "tokens", "flops", "train_loss", "lr", "grad_norm"} for x in training)
     assert all(x["tokens"] == x["step"] * 12 * 32 for x in log)
     schedule = schedules.wsd(60, warmup_steps=5, cooldown_steps=20)
+    averaged = {"step", "tokens", "flops", "val_loss", "val_loss_window", "window_steps", "val_loss_ema"}
+    assert all(x.keys() == averaged for x in evaluation[1:]) and "val_loss_window" not in evaluation[0]
+    assert [x["window_steps"] for x in evaluation[1:]] == [10, 10, 10]
     assert [x["lr"] for x in training] == [1e-2 * schedule(x["step"] - 1) for x in training]
     assert evaluation[0]["val_loss"] > evaluation[-1]["val_loss"]
     result = json.loads((folder / "result.json").read_text())
@@ -226,6 +236,16 @@ def test_a_cooldown_can_change_the_mix(run, tmp_path):
     assert same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"),
                 run("again", init_from=source, dataset="text:0.5,other:0.5"))  # fmt: skip
     assert not same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"), run("plain", init_from=source))
+
+
+def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
+    """Off, on the CPU, or begun by a branch: the weights are the same, and what is averaged is what was asked for."""
+    on, off = run("on"), run("off", window_horizon=0, ema_half_life=())
+    assert off["averages"] == {} and all(torch.equal(on["model"][k], off["model"][k]) for k in on["model"])
+    source = str(tmp_path / "runs/off/ckpt/step_00000040.pt")
+    later = run("later", window_horizon=0, ema_half_life=(), ema_decay=(0.5,), init_from=source)
+    assert list(later["averages"]) == ["ema"] and later["averages"]["ema"]["blocks"][0]["first"] == 41
+    assert all(torch.equal(on["model"][k], later["model"][k]) for k in on["model"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def run_training(config, at_exit):
             f"from: {f'step {at.step} of {source}' if source else 'new weights'}"
         )
         for name, before in state["config"].items() if resumed else ():
-            if (now := getattr(config, name)) != before:
+            if (now := getattr(config, name)) != before and name != "stop_at":
                 print(f"changed: {name}={now!r}, until step {at.step} it was {before!r}")
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
