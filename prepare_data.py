@@ -531,7 +531,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("source", nargs="?", default="stdlib", help="as above; default stdlib")
-    parser.add_argument("--tokenizer", default="gpt2", help="gpt2 (default) or bytes")
+    parser.add_argument("--tokenizer", default="gpt2", choices=list(TOKENIZERS), help="default gpt2")
     parser.add_argument(
         "--tokens", type=token_count, help="stop at so many training tokens: 250000, 1e8, 100M; default all"
     )

@@ -19,4 +19,6 @@ warmup_steps = 50
 eval_every = 250
 eval_tokens = 262_144
 save_every = 250
+window_horizon = 100  # averages of the weights, to compare with the cooldown
+ema_half_life = (50.0,)
 dtype = "float32"  # at this width bf16 wins nothing on a CPU
