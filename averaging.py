@@ -279,6 +279,27 @@ class EMA(Average):
         """They are averages already."""
 
 
+def build(
+    model: nn.Module,
+    window_horizon: int = 0,
+    window_every: int = 5,
+    window_keep: int = 5,
+    ema_decay: Sequence[float] = (),
+    ema_half_life: Sequence[float] = (),
+    ema_every: int = 5,
+    averages_on: str = "device",
+) -> dict[str, Average]:
+    """Averages from a script's options, those asked for: {"window": ..., "ema": ..., "ema_2": ...}."""
+    device = None if averages_on == "device" else averages_on
+    averages = {}
+    if window_horizon:
+        averages["window"] = WindowAverage(model, window_horizon, window_every, window_keep, device)
+    settings = [*({"decay": d} for d in ema_decay), *({"half_life": h} for h in ema_half_life)]
+    for i, setting in enumerate(settings, 1):
+        averages["ema" if i == 1 else f"ema_{i}"] = EMA(model, every=ema_every, device=device, **setting)
+    return averages
+
+
 def restore(model_or_params: Source, state: dict, device: Device = None) -> Average:
     """The average that a state_dict is of, with all that it held."""
     kind = {"WindowAverage": WindowAverage, "EMA": EMA}[state["kind"]]

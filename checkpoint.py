@@ -40,7 +40,7 @@ def save(folder, step, state, keep=2, save_at=()):
     """Write the checkpoint of `step`, then remove all but the newest `keep` and those of the steps in `save_at`.
 
     At every moment, a power cut included, each file under a final name is whole. OSError or RuntimeError (that is how
-    torch.save reports a full disk) means that nothing has changed.
+    torch.save reports a full disk) means that the ones before are as they were.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,15 @@ import typing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ALIASES = {  # what others call it, to say what it is called here
+    "learning_rate": "lr",
+    "max_lr": "lr",
+    "block_size": "seq_len",
+    "batch_size": "global_batch_size",
+    "max_iters": "total_steps",
+    "iterations": "total_steps",
+    "wd": "weight_decay",
+}
 
 
 def load(cls, args):
@@ -75,7 +84,8 @@ def parse(cls, name, value, where, text=False):
     """Check one value against the field's type, from text (a flag) or Python (a file), and return it as that type."""
     hints = typing.get_type_hints(cls)
     if name not in hints:
-        near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+        known = {n: n for n in hints} | {alias: n for alias, n in ALIASES.items() if n in hints}
+        near = [known[n] for n in difflib.get_close_matches(name, known, n=1, cutoff=0.5)]
         raise ValueError(
             f"{where}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them all")
         )

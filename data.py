@@ -47,14 +47,18 @@ def read_meta(folder):
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except json.JSONDecodeError:
-        raise ValueError(f"{folder}/meta.json is damaged: prepare it again") from None
+        raise ValueError(f"{folder}/meta.json is damaged: delete the folder and prepare it again") from None
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: prepare it again")
+        raise ValueError(
+            f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: delete the folder and prepare it again"
+        )
     for split, info in meta["splits"].items():
         path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
-            raise ValueError(f"{path} has {size:,} bytes, its meta.json says {expected:,}: prepare it again")
+            raise ValueError(
+                f"{path} has {size:,} bytes, its meta.json says {expected:,}: delete the folder and prepare it again"
+            )
     return meta
 
 
@@ -77,7 +81,7 @@ def check_tokens(tokens, vocab_size, where):
     if (largest := int(tokens.max())) >= vocab_size:
         raise ValueError(
             f"{where}: token {largest} at index {int(tokens.argmax())} is beyond the vocabulary of {vocab_size}; "
-            "the bin is damaged or was made with another tokenizer: prepare it again"
+            "the bin is damaged or was made with another tokenizer: delete the folder and prepare it again"
         )
 
 
@@ -111,7 +115,7 @@ def permute(index, n, key):
     keys = [mix64(key + np.uint64(i)) for i in range(8)]  # 8 rounds: with 4, small n are visibly uneven
     image = np.array(index, dtype=np.uint64)
     outside = np.ones(image.shape, dtype=bool)
-    while outside.any():  # 2 passes on average at worst: the network covers less than 4 n
+    while outside.any():  # 4 passes on average at worst, as the network covers up to 4 n
         left, right = image[outside] >> half, image[outside] & mask
         for k in keys:
             left, right = right, left ^ (mix64(right ^ k) & mask)
@@ -150,7 +154,8 @@ def deal(positions, weights):
     """Deal positions (int64 array) to sources, evenly by integer weights: (source, position within the source), arrays.
 
     Each source in turn takes its share w/W of what the ones before it left: of that, position q is its own if
-    floor((q + 1) w/W) > floor(q w/W), and floor(q w/W) came before. No state, and never a position off its share.
+    floor((q + 1) w/W) > floor(q w/W), and floor(q w/W) came before. No state, and never more off its share than by
+    the number of sources; exact whenever the weights have gone round.
     """
     source, within = np.zeros_like(positions), np.zeros_like(positions)
     index, q = np.arange(positions.size), positions  # those not dealt yet, and their positions among themselves
@@ -191,7 +196,7 @@ class TrainStream:
             if size < 2 * seq_len:
                 raise ValueError(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
         tokenizers = {meta["tokenizer"]: meta["vocab_size"] for meta in self.meta.values()}
-        if len(tokenizers) > 1:
+        if len({(meta["tokenizer"], meta["vocab_size"]) for meta in self.meta.values()}) > 1:
             raise ValueError(f"dataset: a mix needs one tokenizer, not {' and '.join(tokenizers)}; prepare them alike")
         (self.vocab_size,) = tokenizers.values()
 
@@ -238,7 +243,8 @@ class ValSet:
                 f"eval_tokens={tokens:,} is more than {folder} can give: {self.tokens.size - 1:,}; 0 takes all"
             )
         self.n_targets = tokens or self.tokens.size - 1
-        self.shape = (max(1, min(self.CHUNK_TOKENS, self.n_targets) // seq_len), seq_len)  # (B, T)
+        rows = -(-self.n_targets // seq_len)
+        self.shape = (max(1, min(self.CHUNK_TOKENS // seq_len, rows)), seq_len)  # (B, T)
         self.n_chunks = -(-self.n_targets // (self.shape[0] * seq_len))
 
     def chunk(self, i):
@@ -247,6 +253,7 @@ class ValSet:
         first, last = i * B * T, min((i + 1) * B * T, self.n_targets)
         x, y = np.zeros(B * T, dtype=np.int64), np.full(B * T, -1, dtype=np.int64)
         x[: last - first], y[: last - first] = self.tokens[first:last], self.tokens[first + 1 : last + 1]
+        check_tokens(x, self.meta["vocab_size"], f"validation chunk {i}")
         return torch.from_numpy(x.reshape(B, T)), torch.from_numpy(y.reshape(B, T))
 
 

@@ -187,7 +187,7 @@ def test_other_names_are_left_alone(folder):
     for name in ("step_999.pt", "step_00000998"):
         (folder / name).mkdir()
     names = ["step_300.pt", "step_000000300.pt", "step_0000030x.pt", "step_-0000300.pt", "step_.pt", "step_²²²²²²²².pt"]
-    names += ["step_00000300.pt.tmp", ".step_00000300.pt", "xstep_00000300.pt", "best.pt", "note.txt"]
+    names += ["step_00000300.pt.pt", "step_00000300.pt.tmp", ".step_00000300.pt", "xstep_00000300.pt", "best.pt"]
     for name in names:
         (folder / name).write_text("x")
     assert list_steps(folder) == [100, 200] and load_latest(folder)[1] == path_of(folder, 200)

@@ -228,7 +228,7 @@ def test_validation_covers_the_asked_tokens_once(tokens, asked, tmp_path):
     val, again = ValSet(tmp_path / "d", T, asked), ValSet(tmp_path / "d", T, asked)
     chunks = [val.chunk(i) for i in range(val.n_chunks)]
     n, x, y = asked or tokens - 1, *(torch.cat(side).flatten() for side in zip(*chunks, strict=True))
-    shape = (max(1, min(8192, n) // T), T)
+    shape = (min(512, -(-n // T)), T)
     assert val.n_targets == n and val.n_chunks == -(-n // (shape[0] * T))
     assert x[:n].tolist() == list(range(n)) and y[:n].tolist() == list(range(1, n + 1))
     assert (y[n:] == -1).all() and {part.shape for chunk in chunks for part in chunk} == {shape}

@@ -5,7 +5,7 @@
     folder.finish(result)
 
 log.jsonl has one JSON object a line. It begins with the lines of `log_from` up to step `start`: those of the run itself
-when it resumes, those of its ancestor when it is a branch. So it is always whole, and never has a step twice.
+when it resumes, those of its ancestor when it is a branch. So it is always whole, without a line twice.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class RunFolder:
         self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
         (path / "code").mkdir(exist_ok=True)
         for file in Path(__file__).resolve().parent.glob("*.py"):
-            if not file.name.startswith("test_"):
+            if not file.name.startswith("test_") and file.parent != (path / "code").resolve():
                 shutil.copy(file, path / "code")
         if config["wandb"] != "off":
             with self.optional_wandb():
@@ -143,5 +143,8 @@ def read_log(path, last_step):
 def write_whole(path, text):
     """Write or replace a small file in one piece."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
+    with open(aside, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)

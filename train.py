@@ -29,11 +29,11 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+import averaging
 import checkpoint
 import optim
 import scaling
 import schedules
-from averaging import EMA, WindowAverage, swapped
 from config import check_ranges, load, main
 from data import TrainStream, ValSet, parse_mix, to_device
 from model import Llama, chunk_losses, native_bf16
@@ -109,7 +109,8 @@ class Config:
 
 RANGES = {
     "total_steps seq_len global_batch_size micro_batch_size n_layer n_head n_embd": (1, math.inf),
-    "seed data_seed warmup_steps window_horizon eval_every eval_tokens log_every save_every": (0, math.inf),
+    "seed data_seed": (0, 2**63 - 1),
+    "warmup_steps window_horizon eval_every eval_tokens log_every save_every": (0, math.inf),
     "lr": (1e-12, 100.0),
     "weight_decay grad_clip": (0.0, 1e9),
     "beta1 beta2": (0.0, 1 - 1e-9),
@@ -144,20 +145,6 @@ def check(config, world_size):
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
     make_schedule(config)
-
-
-def make_averages(config, model):
-    """{name: average of the weights}, those that are switched on."""
-    device = "cpu" if config.averages_on == "cpu" else None
-    averages = {}
-    if config.window_horizon:
-        window = WindowAverage(model, config.window_horizon, config.window_every, config.window_keep, device)
-        averages["window"] = window
-    emas = [EMA(model, decay=d, every=config.ema_every, device=device) for d in config.ema_decay]
-    emas += [EMA(model, half_life=h, every=config.ema_every, device=device) for h in config.ema_half_life]
-    for i, ema in enumerate(emas):
-        averages["ema" + (f"_{i + 1}" if i else "")] = ema
-    return averages
 
 
 @dataclasses.dataclass
@@ -240,7 +227,8 @@ def run_training(config, at_exit):
     parameters = list(raw_model.parameters())
     betas = (config.beta1, config.beta2)
     optimizer = optim.build(config.optimizer, raw_model, lr=config.lr, weight_decay=config.weight_decay, betas=betas)
-    averages = make_averages(config, raw_model)
+    average_options = {k: v for k, v in vars(config).items() if k.startswith(("window_", "ema_", "averages_"))}
+    averages = averaging.build(raw_model, **average_options)
     if state:
         raw_model.load_state_dict(state["model"])
         optim.load_state(optimizer, state["optimizer"])
@@ -314,7 +302,7 @@ def run_training(config, at_exit):
             losses["val_loss"], stop = evaluate()
             for name, average in averages.items():
                 if (span := average.span()) and not stop:
-                    with swapped(raw_model, average.average()):
+                    with averaging.swapped(raw_model, average.average()):
                         losses[f"val_loss_{name}"], stop = evaluate()
                     if name == "window":
                         losses["window_steps"] = span.steps  # that the mean is over: the window may be filling
