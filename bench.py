@@ -10,6 +10,7 @@ ratios; the absolute figures are those of the minute. Training data are random t
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -30,6 +31,7 @@ import data
 import optim
 import prepare_data
 import scaling
+from averaging import EMA, WindowAverage
 from config import load, main
 from model import Llama, native_bf16
 from train import Config
@@ -87,7 +89,18 @@ def trainer(pipe, config, bf16, compiled, device):
     while pipe.recv():
         pipe.send(seconds(step, device))
     cuda = torch.device(device).type == "cuda"
-    pipe.send(torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send({"peak memory GB": peak / 1e9, "averages": time_averages(model, device)})
+
+
+def time_averages(model, device):
+    """{average: (seconds a step, fp32 copies of the model held)}, sampled every 5 steps; the window holds 2 blocks."""
+    costs, n_params = {}, sum(p.numel() for p in model.parameters())
+    for average in (WindowAverage(model, horizon=25, every=5, keep=2), EMA(model, half_life=100, every=5)):
+        times = [seconds(functools.partial(average.update, step), device) for step in range(1, 101)]
+        held = sum(tensor.numel() for block in average.blocks for tensor in block.tensors)
+        costs[type(average).__name__] = sum(times) / len(times), held / n_params
+    return costs
 
 
 def bench_train(config):
@@ -115,10 +128,10 @@ def bench_train(config):
             times[name].append(step(name))
         for name, (multiply, _) in gemms.items():
             times[name].append(min(seconds(multiply, device) for _ in range(5)))
-    memory = {}
+    ends = {}
     for name, pipe in pipes.items():
         pipe.send(False)
-        memory[name] = pipe.recv()
+        ends[name] = pipe.recv()
     shape = (config.seq_len, -(-VOCAB_SIZE // 64) * 64, config.n_layer, config.n_embd, config.n_head)
     flops = config.micro_batch_size * scaling.train_flops(*shape, n_kv_head=config.n_kv_head or None)
     # the paper's count takes the embedding's look-up for a multiplication: no machine does it
@@ -134,11 +147,14 @@ def bench_train(config):
                 "against fp32 eager": statistics.median(times["fp32 eager"]) / median,
                 "GFLOP/s": flops / median / 1e9,
                 "of its GEMM peak": flops / median / peaks["bfloat16" if "bf16" in name else "float32"],
-                "peak memory GB": memory[name] / 1e9,
+                "peak memory GB": ends[name]["peak memory GB"],
                 "first step s": first[name],
             }
         )
     rows += [{"mode": f"GEMM {name}", "GFLOP/s": peak / 1e9} for name, peak in peaks.items()]
+    step_s = statistics.median(times[name])  # of the last mode, the one that is used
+    for average, (cost, copies) in ends[name]["averages"].items():
+        rows.append({"mode": f"{average} every 5 steps", "% of a step": 100 * cost / step_s, "fp32 copies": copies})
     return rows
 
 
