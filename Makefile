@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(RUN) train.py configs/tiny.py
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

@@ -154,7 +154,7 @@ def bench_train(config):
     rows += [{"mode": f"GEMM {name}", "GFLOP/s": peak / 1e9} for name, peak in peaks.items()]
     step_s = statistics.median(times[name])  # of the last mode, the one that is used
     for average, (cost, copies) in ends[name]["averages"].items():
-        rows.append({"mode": f"{average} every 5 steps", "% of a step": 100 * cost / step_s, "fp32 copies": copies})
+        rows.append({"mode": f"{average}: {cost / step_s:.2%} of a step, {copies:g} fp32 copies held"})
     return rows
 
 

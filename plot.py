@@ -38,15 +38,23 @@ def plot_curves(args):
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(7, 5.5), sharex=True, height_ratios=(3, 1), layout="constrained"
     )
+    seen = {}  # what is drawn already: a branch begins where it leaves the run that it is of
+
+    def new(key, points):
+        """The points from the last one on that an earlier run shares."""
+        first = next((i for i, point in enumerate(points) if point not in seen.get(key, ())), len(points))
+        seen[key] = seen.get(key, set()) | set(points)
+        return points[max(0, first - 1) :]
+
     for i, path in enumerate(args.runs):
         training, evaluation, name = read_log(path)
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         for key, (dash, label) in KINDS.items():
-            points = [(x["step"], x[key]) for x in evaluation if key in x and x["step"] >= args.from_step]
-            if points:
+            points = new(key, [(x["step"], x[key]) for x in evaluation if key in x and x["step"] >= args.from_step])
+            if points and (key == "val_loss" or i == 0 or args.all_averages):
                 dots = marker if key == "val_loss" else ""
                 top.plot(*zip(*points, strict=True), dash, color=color, marker=dots, ms=4, label=f"{name}: {label}")
-        points = [(x["step"], x["lr"]) for x in training]
+        points = new("lr", [(x["step"], x["lr"]) for x in training])
         bottom.plot(*zip(*points, strict=True), color=color, lw=2, alpha=0.8)
     top.set_ylabel("validation loss (nats a token)")
     top.legend(frameon=False, fontsize=8)
@@ -65,6 +73,7 @@ def run():
     curves.add_argument("runs", nargs="+", help="folders of runs, or their log.jsonl")
     curves.add_argument("--out", default="curves.png", help="file to write; its suffix says the format")
     curves.add_argument("--from_step", type=int, default=0, help="leave out losses before this step")
+    curves.add_argument("--all_averages", action="store_true", help="draw those of every run, not of the first only")
     curves.set_defaults(plot=plot_curves)
     args = parser.parse_args()
     args.plot(args)

@@ -181,7 +181,8 @@ PAPER_MODELS = (
 PAPER_SEQ_LEN, PAPER_VOCAB, NOTEBOOK_VOCAB = 512, 50304, 50257  # FLOPs are counted with the notebook's vocabulary
 
 # Table A9 of Hoffmann et al.: million parameters / d_model / kv_size / n_heads / n_layers; ffw_size is 4 d_model.
-# Written down from memory of the paper, and held against the two sums that Hägele et al. print: 5.59e23 and 2.36e23.
+# Written down from memory of the paper, and held against the two sums that Hägele et al. print, 5.59e23 and 2.36e23;
+# with the projection of relative positions, another d h k a layer, every row gives its own count to 1%.
 CHINCHILLA_MODELS = """
 44/512/64/8/8 57/576/64/9/9 74/640/64/10/10 90/640/64/10/13 106/640/64/10/16
 117/768/64/12/12 140/768/64/12/15 163/768/64/12/18 175/896/64/14/14 196/896/64/14/16
