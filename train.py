@@ -7,8 +7,8 @@
 
 A constant learning rate, and a cooldown from any of its checkpoints, without fixing the length in advance:
 
-    python train.py configs/tiny.py --name=trunk --schedule=constant --total_steps=2000 --save_at=800,1600
-    python train.py configs/tiny.py --name=short --init_from=runs/trunk/ckpt/step_00000800.pt --total_steps=1000
+    python train.py configs/tiny.py --name=trunk --schedule=constant --save_at=320
+    python train.py configs/tiny.py --name=short --init_from=runs/trunk/ckpt/step_00000320.pt
 
 `step` counts finished updates. Update k uses schedule(k) and the sequences k * G .. k * G + G - 1 of the data order; a
 checkpoint or an evaluation at step s is of the weights after s updates. Nothing in a run is random after the initial

@@ -1,7 +1,7 @@
 """A model of 1.1M parameters on the bytes of Python's standard library, for a laptop's CPU.
 
-    python prepare_data.py stdlib --tokenizer=bytes
-    python train.py configs/tiny.py
+python prepare_data.py stdlib --tokenizer=bytes
+python train.py configs/tiny.py
 """
 
 name = "tiny"
