@@ -1,7 +1,7 @@
 """How fast each part is, as a share of what the machine can do, measured in the same run.
 
     python bench.py                                   # everything, three to five minutes on two CPU cores
-    python bench.py train                             # only training; also: prepare, data, checkpoint
+    python bench.py train                             # only training; also: prepare, data, checkpoint, laws
     python bench.py train configs/124m.py --micro_batch_size=16
     python bench.py --json                            # one JSON object instead of tables
 
@@ -28,6 +28,7 @@ import torch
 
 import checkpoint
 import data
+import laws
 import optim
 import prepare_data
 import scaling
@@ -234,7 +235,21 @@ def bench_checkpoint(config):
     return [{"checkpoint": name, "MB/s": len(blob) / s / 1e6} for name, s in zip(tasks, times, strict=True)]
 
 
-PARTS = {"train": bench_train, "prepare": bench_prepare, "data": bench_data, "checkpoint": bench_checkpoint}
+def bench_laws(config):
+    """Fitting L(N, D) to 240 points from 4500 starts, and the same with 1000 bootstrap fits for the intervals."""
+    random = np.random.default_rng(0)
+    N, D = 10 ** random.uniform(7, 10, 240), 10 ** random.uniform(9, 11.5, 240)
+    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(random.normal(0, 0.005, 240))
+    return [{"draws": n, "s": seconds(lambda n=n: laws.chinchilla(N, D, loss, draws=n))} for n in (0, 1000)]
+
+
+PARTS = {
+    "train": bench_train,
+    "prepare": bench_prepare,
+    "data": bench_data,
+    "checkpoint": bench_checkpoint,
+    "laws": bench_laws,
+}
 
 
 def show(rows):
