@@ -153,8 +153,8 @@ def main(run):
         ours = Path(frame.filename).resolve().parent == HERE and (frame.line or "").startswith("raise ")
         if not ours and not isinstance(error, OSError):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print("error: " if rank == "0" else f"rank {rank}: error: ", error, sep="", file=sys.stderr)
         sys.exit(1)
 
 

@@ -41,6 +41,7 @@ class Task:
     def __init__(self, args, state):
         config = state["config"]
         dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
+        self.seq_len, self.dataset = config["seq_len"], dataset
         self.val = ValSet(Path(args.data_dir or config["data_dir"]) / dataset, config["seq_len"], args.tokens)
         self.device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
         dtype = args.dtype or config["dtype"]
@@ -49,6 +50,13 @@ class Task:
         self.info = {"dataset": dataset, "tokens": self.val.n_targets, "dtype": "bfloat16" if bf16 else "float32"}
         self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
         self.rows = []
+
+    def check(self, args, state, path):
+        """Refuse a checkpoint that is of another kind than the first."""
+        config = state["config"]
+        dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
+        if (config["seq_len"], dataset) != (self.seq_len, self.dataset):
+            raise ValueError(f"{path} has seq_len={config['seq_len']} and dataset {dataset!r}: evaluate it by itself")
 
     def add(self, model, /, **row):
         """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
@@ -72,6 +80,7 @@ def evaluate_each(args, paths):
     for path in paths:
         state = checkpoint.load(path)
         task = task or Task(args, state)
+        task.check(args, state, path)
         at = state["progress"]
         task.add(build_model(state, task.device), checkpoint=path, step=at["step"])
     return task
@@ -133,6 +142,8 @@ def evaluate_ensemble(args, paths):
     """One prediction out of the mean of the models' logits: the geometric mean of their probabilities."""
     states = [checkpoint.load(path) for path in paths]
     task = Task(args, states[0])
+    for state, path in zip(states, paths, strict=True):
+        task.check(args, state, path)
     models = [build_model(state, task.device) for state in states]
 
     def ensemble(x, y):
@@ -180,6 +191,8 @@ def run(args=None):
     paths = args.checkpoints
     if (args.average and len(paths) != 1) or (args.interpolate and len(paths) != 2):
         raise ValueError(f"{len(paths)} checkpoints: --average takes one, --interpolate two")
+    if args.out and not (args.merge and Path(args.out).absolute().parent.is_dir()):
+        raise ValueError(f"--out={args.out}: goes with --merge, into a folder that is there")
     if args.points < 2:
         raise ValueError(f"--points={args.points}: expected at least 2")
     chosen = [(args.average, evaluate_average), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]

@@ -124,15 +124,19 @@ def test_a_run_stays_in_its_out_dir(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_caught_once(number):
-    before = signal.getsignal(number)
+def test_signals_are_caught(number, monkeypatch):
+    before, kill, ended = signal.getsignal(number), os.kill, []
     with caught_signals() as received:
-        os.kill(os.getpid(), number)
-        assert received == [number]
-        assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
+        kill(os.getpid(), number)
+        kill(os.getpid(), number)  # at once again: the scheduler's and torchrun's
+        assert received == [number, number] and signal.getsignal(number) not in (before, signal.SIG_DFL)
+        monkeypatch.setattr(tracking, "REPEAT_S", -1.0)
+        monkeypatch.setattr(os, "kill", lambda *args: ended.append(args))
+        signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL and ended == [(os.getpid(), number)]  # meant
     assert signal.getsignal(number) == before
     with pytest.raises(ZeroDivisionError), caught_signals() as received:
-        _ = 1 / 0
+        1 / 0  # noqa: B018
     assert signal.getsignal(number) == before and received == []
 
 

@@ -38,6 +38,7 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_bins(folder / "text", np.frombuffer(text, np.uint8))
     write_bins(folder / "other", np.frombuffer(text[::-1], np.uint8))
+    write_bins(folder / "words", np.frombuffer(text, np.uint8), tokenizer="words")
     return folder
 
 
@@ -271,6 +272,8 @@ def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
         (dict(init_from="nowhere.pt"), "nowhere.pt cannot be read"),
         (dict(device="cuda"), "no CUDA device"),
         (dict(total_steps=0), "total_steps=0"),
+        (dict(stop_at=0), "stop_at=0"),
+        (dict(val_dataset="words"), "val_dataset='words' has another tokenizer"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
@@ -314,6 +317,29 @@ def test_another_run_of_the_same_name_is_refused(run, options):
     run(stop_at=5)
     with pytest.raises(ValueError, match="choose another --name"):
         run(**options)
+
+
+def test_what_was_to_be_kept_still_is(run, tmp_path):
+    run(save_at=(7, 13), stop_at=20)
+    run(save_at=(33,))
+    assert checkpoint.list_steps(tmp_path / "runs/run/ckpt") == [7, 13, 33, 40, 60]
+
+
+def test_options_that_would_be_for_nothing_are_refused(run):
+    run(stop_at=20)
+    with pytest.raises(ValueError, match="stop_at=10: .* is past it already"):
+        run(stop_at=10)
+    run()
+    with pytest.raises(ValueError, match=r"lr=0.02, but .* is finished with 0.01: choose another --name"):
+        run(lr=0.02)
+    run(eval_every=7, stop_at=60)
+
+
+def test_unsaved_evaluation_is_not_logged_twice(run, tmp_path):
+    run(stop_at=20, eval_every=0)
+    run(stop_at=20, eval_every=20)  # evaluates at 20, and has nothing to save
+    run(stop_at=21, eval_every=20)
+    assert [x["step"] for x in lines(tmp_path, "run") if "val_loss" in x] == [20]
 
 
 def test_changed_bins_are_refused(run, tmp_path, data_dir):

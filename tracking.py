@@ -17,9 +17,11 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 WANDB_PROJECT = "cooldown"
+REPEAT_S = 2.0  # signals that come closer together are one
 WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
 
 
@@ -36,10 +38,11 @@ def check_folder(out_dir, name):
 class RunFolder:
     """The open folder of a run, of which there is one: on rank 0.
 
-    config   dict of the run's options
+    config     dict of the run's options
+    evaluated  whether the evaluation at `start` is done; if not, a line of it is left out, as it will be written again
     """
 
-    def __init__(self, path, config, log_from, start):
+    def __init__(self, path, config, log_from, start, evaluated=True):
         self.path, self.wandb = path, None
         path.mkdir(parents=True, exist_ok=True)
         self.lock = os.open(path, os.O_RDONLY)
@@ -50,7 +53,7 @@ class RunFolder:
             raise ValueError(f"{path} is being trained by another process: wait, or choose another --name") from None
         (path / "result.json").unlink(missing_ok=True)
         write_whole(path / "config.json", json.dumps(config, indent=1) + "\n")
-        write_whole(path / "log.jsonl", "".join(read_log(log_from, start)))
+        write_whole(path / "log.jsonl", "".join(read_log(log_from, start, evaluated)))
         self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
         (path / "code").mkdir(exist_ok=True)
         for file in Path(__file__).resolve().parent.glob("*.py"):
@@ -96,12 +99,20 @@ class RunFolder:
 
 @contextlib.contextmanager
 def caught_signals():
-    """List that SIGTERM and Ctrl-C are put into, as numbers, instead of ending the process; a second one ends it."""
-    received = []
+    """List that SIGTERM and Ctrl-C are put into, as numbers, instead of ending the process.
+
+    Another one ends it, but not in the first seconds: schedulers and torchrun both send theirs to each worker.
+    """
+    received, began = [], time.monotonic()
 
     def receive(number, frame):
+        nonlocal began
+        if not received:
+            began = time.monotonic()
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if len(received) > 1 and time.monotonic() - began > REPEAT_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -130,12 +141,14 @@ def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-def read_log(path, last_step):
+def read_log(path, last_step, evaluated=True):
     """Lines of a log.jsonl up to step `last_step` (none for 0), without one that a kill cut off."""
     lines = []
     for line in path.read_text().splitlines() if last_step and path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            if json.loads(line)["step"] <= last_step:
+            entry = json.loads(line)
+            again = entry["step"] == last_step and "val_loss" in entry and not evaluated
+            if entry["step"] <= last_step and not again:
                 lines.append(line + "\n")
     return lines
 

@@ -39,7 +39,6 @@ from data import TrainStream, ValSet, parse_mix, to_device
 from model import Llama, chunk_losses, native_bf16
 from tracking import RunFolder, caught_signals, check_folder, clock
 
-FORMAT = 1  # of checkpoints
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
 
@@ -116,8 +115,6 @@ RANGES = {
     "beta1 beta2": (0.0, 1 - 1e-9),
     "keep": (2, math.inf),  # the newest checkpoint may turn out damaged
 }
-SHAPE_OF_A_RUN = ("seq_len", "n_layer", "n_head", "n_kv_head", "n_embd", "tied", "optimizer")  # kept by branches
-IDENTITY_OF_A_RUN = (*SHAPE_OF_A_RUN, "init_from", "seed", "data_seed", "global_batch_size", "dataset")  # by resuming
 
 
 def make_schedule(config):
@@ -129,7 +126,7 @@ def make_schedule(config):
 def check(config, world_size):
     """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
     check_ranges(config, RANGES)
-    for step in (*config.save_at, config.stop_at or 1):
+    for step in (*config.save_at, 1 if config.stop_at is None else config.stop_at):
         if not 1 <= step <= config.total_steps:
             raise ValueError(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
     at_once = config.micro_batch_size * world_size
@@ -160,24 +157,6 @@ class Progress:
     losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
 
 
-def find_start(config, run, rank):
-    """The checkpoint to start from: (state, path, whether it is the run's own); (None, None, False) for new weights."""
-    own = checkpoint.load_latest(run / "ckpt", warn=rank == 0)
-    if own is None and config.init_from is None:
-        return None, None, False
-    state, path = own or (checkpoint.load(config.init_from), Path(config.init_from))
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this code (format {FORMAT})")
-    for name in IDENTITY_OF_A_RUN if own else SHAPE_OF_A_RUN:
-        before, now = state["config"][name], getattr(config, name)
-        if before != now:
-            remedy = f"choose another --name, or delete {run}" if own else "a branch has to keep it"
-            raise ValueError(f"{name}={now!r}, but {path} was trained with {before!r}: {remedy}")
-    if state["progress"]["step"] > config.total_steps - (own is None):
-        raise ValueError(f"total_steps={config.total_steps}: {path} is past it already; train longer")
-    return state, path, own is not None
-
-
 def train(config):
     """Train `config` from wherever it stands; return what its result.json says, or None if it ended at `stop_at`.
 
@@ -202,8 +181,11 @@ def run_training(config, at_exit):
 
     # start, data, model: all that can be refused is, before anything is written
     run = Path(config.out_dir) / config.name
-    state, source, resumed = find_start(config, run, rank)
+    state, source, resumed = checkpoint.find_start(config, run, warn=rank == 0)
+    if resumed:  # what was to be kept for ever still is
+        config = dataclasses.replace(config, save_at=tuple(sorted({*config.save_at, *state["config"]["save_at"]})))
     if resumed and (run / "result.json").is_file() and state["progress"]["step"] == config.total_steps:
+        checkpoint.check_finished(config, state, run)
         result = json.loads((run / "result.json").read_text())
         if rank == 0:
             print(f"{run} is finished: val loss {result['val_loss']:.4f} at step {result['step']}")
@@ -216,6 +198,10 @@ def run_training(config, at_exit):
     stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed)
     val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
+    if any(val.meta[key] != next(iter(stream.meta.values()))[key] for key in ("tokenizer", "vocab_size")):
+        raise ValueError(
+            f"val_dataset={val_dataset!r} has another tokenizer than dataset={config.dataset!r}: prepare it alike"
+        )
     sha256 = {name: meta["splits"]["train"]["sha256"] for name, meta in stream.meta.items()}
     for name, trained_on in state["data"]["sha256"].items() if state else ():
         if sha256[name] != trained_on:
@@ -249,11 +235,19 @@ def run_training(config, at_exit):
     n_params = sum(p.numel() for p in parameters)
     peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
 
+    if world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        at_exit.callback(dist.destroy_process_group)
+        starts = [None] * world_size
+        dist.all_gather_object(starts, start)
+        if len(set(starts)) > 1:
+            raise ValueError(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
+
     # the run's folder; from here on things are written
     folder = None
     if rank == 0:
         log_from = (run if resumed or not state else source.parent.parent) / "log.jsonl"
-        folder = RunFolder(run, dataclasses.asdict(config), log_from, start)
+        folder = RunFolder(run, dataclasses.asdict(config), log_from, start, evaluated=at.losses is not None)
         at_exit.callback(folder.close)
         tokens = config.total_steps * tokens_per_step
         print(
@@ -267,10 +261,6 @@ def run_training(config, at_exit):
         for name, before in state["config"].items() if resumed else ():
             if (now := getattr(config, name)) != before and name != "stop_at":
                 print(f"changed: {name}={now!r}, until step {at.step} it was {before!r}")
-    if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        at_exit.callback(dist.destroy_process_group)
-
     received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
     def sum_over_ranks(*tensors):
@@ -316,7 +306,7 @@ def run_training(config, at_exit):
         due = ending or step in config.save_at or config.save_every and step % config.save_every == 0
         if folder and due and step > start:
             state = {
-                "format": FORMAT,
+                "format": checkpoint.FORMAT,
                 "model": raw_model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "averages": {name: average.state_dict() for name, average in averages.items()},
