@@ -1,8 +1,6 @@
 # Each target sets up .venv by itself. PYTHON chooses the interpreter for it: Python 3.10 or newer.
 PYTHON ?= python3
 RUN = .venv/bin/python
-# On cores shared with other programs, threads that wait spinning make training ten times slower.
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test lint format
 
