@@ -175,11 +175,11 @@ def test_gradient_adds_up_by_halves(run):
     assert not same(run("small"), run("large", micro_batch_size=6))
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 16])
 def test_val_loss_does_not_depend_on_the_micro_batch(run, tmp_path, micro_batch_size):
     run("a", stop_at=1, total_steps=60, save_at=(1,), eval_every=0)
     source = str(tmp_path / "runs/a/ckpt/step_00000001.pt")
-    options = dict(init_from=source, eval_every=1, stop_at=2, total_steps=60)
+    options = dict(init_from=source, eval_every=1, stop_at=2, total_steps=60, global_batch_size=16)
     run("two", **options)
     run("other", **options, micro_batch_size=micro_batch_size)
     first, other = lines(tmp_path, "two")[0], lines(tmp_path, "other")[0]
