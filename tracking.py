@@ -97,6 +97,20 @@ class RunFolder:
             finish.join(WANDB_FINISH_S)
 
 
+def is_locked(path):
+    """Whether a process is training in a run's folder."""
+    if not path.is_dir():
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def caught_signals():
     """List that SIGTERM and Ctrl-C are put into, as numbers, instead of ending the process.

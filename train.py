@@ -230,8 +230,7 @@ def run_training(config, at_exit):
     rank_batch = config.global_batch_size // world_size  # sequences a step on this rank
     accum_steps = rank_batch // config.micro_batch_size
     tokens_per_step = config.global_batch_size * config.seq_len
-    vocab_size = raw_model.embedding.num_embeddings  # padded
-    flops_per_sequence = scaling.train_flops(config.seq_len, vocab_size, **shape)
+    flops_per_sequence = scaling.train_flops(config.seq_len, stream.vocab_size, **shape)  # as the paper: not padded
     n_params = sum(p.numel() for p in parameters)
     peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
 

@@ -1,0 +1,10 @@
+"""Which shape should a cooldown have? (Figures 16 to 18.)
+
+A model of 68,000 parameters, 20 tokens a parameter, the last 20% of them cooldown, three seeds. At full scale:
+configs/124m.py or configs/210m.py for 25,000 and 50,000 steps at peaks of 5e-4 and 1e-3.
+"""
+
+base = "configs/small.py"
+schedule = "wsd"
+cooldown_shape = ["linear", "1-sqrt", "cosine", "mirror-cosine", "1-square", "power:0.3"]
+grids = [dict(seed=_seed, data_seed=_seed) for _seed in (0, 1, 2)]

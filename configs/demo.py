@@ -1,0 +1,18 @@
+"""The paper's Figure 1 on a laptop: cosine at three lengths, and one run at a constant LR that cools down to each.
+
+A model of 68,000 parameters on the bytes of Python's standard library, at 10, 20 and 30 tokens a parameter.
+
+    python prepare_data.py stdlib --tokenizer=bytes
+    python study.py configs/demo.py --jobs=2
+"""
+
+base = "configs/small.py"
+total_steps = [660, 1320, 1980]
+eval_every = 60
+window_horizon = 60
+ema_half_life = (30.0,)
+grids = [
+    dict(schedule="onecycle"),
+    dict(schedule="constant", total_steps=1980),
+    dict(schedule="wsd", cooldown_shape=["linear", "1-sqrt"]),
+]

@@ -1,0 +1,273 @@
+"""The runs that a study's config file describes, and the cheapest way to get them: every shared step once.
+
+    study, runs = read_study("configs/demo.py")      # "demo", {run's name: Config}
+    roots = plan(study, runs)                        # first segments of the trees that the runs form
+
+Runs that differ in schedule and length only, and whose learning rates are equal up to some step, are one run up to
+there. A `Segment` is a piece of training between two such partings; its last checkpoint is where the next ones start.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+import scaling
+from checkpoint import NOT_OF_THE_RESULT, path_of
+from config import HERE, parse, read_file, run_file
+from data import parse_mix, read_meta
+from prepare_data import TOKENIZERS
+from train import Config, check, make_schedule
+
+SCHEDULE_OPTIONS = (
+    "schedule total_steps warmup_steps warmup_init_frac cooldown_steps cooldown_frac cooldown_shape final_lr_frac "
+    "cosine_steps cycle_ends knee_steps exponent".split()
+)
+NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The runs that a config file describes
+
+
+def read_study(path, flags=()):
+    """(name of the study, {run's name: Config}) of a config file and --key=value flags, which win over it."""
+    values, lines = run_file(path)
+    study = values.pop("name", Path(path).stem)
+    start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
+    grids = values.pop("grids", [{}])
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
+        raise ValueError(f"{path}:{lines['grids']}: grids={grids!r}: expected a list of dicts, one for each grid")
+
+    def axis(name, value, where):
+        """The checked values that one option takes."""
+        if name in NOT_FOR_A_STUDY:
+            raise ValueError(f"{where}: a study sets {name} itself, so leave it out")
+        if value == []:
+            raise ValueError(f"{where}=[]: an empty list makes no run; give one value or more")
+        return [parse(Config, name, v, where) for v in (value if isinstance(value, list) else [value])]
+
+    common = {name: axis(name, v, f"{path}:{lines.get(name, '?')}: {name}") for name, v in values.items()}
+    fixed = {}
+    for flag in flags:
+        name, _, value = flag[2:].partition("=")
+        fixed[name] = parse(Config, name, value, f"--{name}", text=True)
+        axis(name, fixed[name], f"--{name}")
+    chosen = []  # {option: value} of each run, without what all start from
+    for i, grid in enumerate(grids):
+        axes = common | {name: axis(name, v, f"{path}: grids[{i}]: {name}") for name, v in grid.items()}
+        axes |= {name: [value] for name, value in fixed.items()}
+        chosen += [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    labels = name_runs(chosen)
+    runs = {}
+    for values, name in zip(chosen, labels, strict=True):
+        if name in runs:
+            raise ValueError(
+                f"{path}: two runs with the name {name!r}: one value too often, or `name` given to several"
+            )
+        if name.split("/")[0] == "shared":
+            raise ValueError(f"{path}: name={name!r}: that folder is for shared segments; choose another")
+        runs[name] = Config(**start | values | {"name": f"{study}/{name}"})
+        try:
+            check(runs[name], world_size=1)
+        except ValueError as error:
+            raise ValueError(f"{path}: run {name}: {error}") from None
+    return study, runs
+
+
+def name_runs(chosen):
+    """A name for each {option: value}: the schedule, and as many other options as it takes to tell all runs apart."""
+    names = [[] for _ in chosen]
+    first, last = ["schedule", "n_embd"], ["seed", "data_seed"]
+    fields = [*first, *(f.name for f in dataclasses.fields(Config) if f.name not in first + last), *last]
+    options = sorted({option for values in chosen for option in values} - {"name"}, key=fields.index)
+    for option in options:
+        kinds = {}
+        for values, name in zip(chosen, names, strict=True):
+            kinds.setdefault(tuple(name), set()).add(values.get(option))
+        if any(len(kind) > 1 for kind in kinds.values()):
+            for values, name in zip(chosen, names, strict=True):
+                if (value := values.get(option)) is not None:
+                    text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                    text = text if isinstance(value, str) else option.replace("_", "-") + text
+                    name.append(text.replace("/", "-"))
+    return [values.get("name") or "_".join(name) or "run" for values, name in zip(chosen, names, strict=True)]
+
+
+def check_folder(folder, runs, path):
+    """Raise ValueError if the study's folder holds runs that the config does not describe as they are."""
+    if (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is the folder of a single run: give the study another name, as in name = 'x-study'")
+    planned = {Path(config.out_dir) / config.name: config for config in runs.values()}
+    for file in sorted(folder.rglob("config.json")):
+        if folder / "shared" in file.parents:
+            continue
+        there, config = json.loads(file.read_text()), planned.get(file.parent)
+        if config is None:
+            raise ValueError(
+                f"{folder} belongs to another study: {path} has no run {file.parent.relative_to(folder)}; "
+                "give this one another name, or delete that run's folder"
+            )
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        for name in now.keys() - {*NOT_OF_THE_RESULT, "init_from"}:
+            if now[name] != there.get(name):
+                raise ValueError(
+                    f"{folder} belongs to another study: its run {file.parent.name} has {name}={there.get(name)!r}, "
+                    f"here it is {now[name]!r}; give this one another name, or delete that run's folder"
+                )
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The tree
+
+
+@dataclasses.dataclass(eq=False)
+class Segment:
+    """Updates start .. end - 1, trained by one process: up to the end of a run, or up to where several part."""
+
+    start: int
+    end: int
+    config: Config  # what train.py is called with
+    run: str | None  # name of the run that ends here; None: shared only
+    first: str  # name of the first run that goes through: it pays
+    parent: "Segment | None" = None
+    children: list = dataclasses.field(default_factory=list)
+
+    @property
+    def folder(self):
+        return Path(self.config.out_dir) / self.config.name
+
+    @property
+    def checkpoint(self):
+        return path_of(self.folder / "ckpt", self.end)
+
+    @property
+    def flops(self):
+        return (self.end - self.start) * flops_per_step(self.config)
+
+    def is_trained(self):
+        return (self.folder / "result.json" if self.run else self.checkpoint).is_file()
+
+    def result(self):
+        return json.loads((self.folder / "result.json").read_text())
+
+    def log(self):
+        """The lines of its log, as dicts; there may be a half one at the end of the file."""
+        file = self.folder / "log.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def below(self):
+        """This segment and all that come after it, parents first."""
+        return [self, *(s for child in self.children for s in child.below())]
+
+    def to_train(self):
+        """Those of `below` that are still to be trained."""
+        waiting = [s for child in self.children for s in child.to_train()]
+        for_others = any(s.parent is self for s in waiting) and not self.checkpoint.is_file()
+        needed = for_others or self.run and not self.is_trained()
+        return [self, *waiting] if needed else waiting
+
+    def reach(self):
+        """FLOPs of the longest way from here to the end of a run."""
+        return self.flops + max((child.reach() for child in self.children), default=0)
+
+    def command(self, launch):
+        """What trains this segment, as a list of words."""
+        options = {k: v for k, v in vars(self.config).items() if v != getattr(Config, k)}
+        text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in options.items()}
+        return [*launch, os.path.relpath(HERE / "train.py"), *(f"--{k}={v}" for k, v in text.items())]
+
+
+def group_of(config):
+    """Text that is equal for runs that differ in schedule and length only, or in what changes no result."""
+    return json.dumps(
+        {k: v for k, v in vars(config).items() if k not in (*SCHEDULE_OPTIONS, *NOT_OF_THE_RESULT, "name")}
+    )
+
+
+def plan(study, runs):
+    """{name: Config} -> the first segments of the trees that the runs form. ValueError if two are the same run."""
+    groups, factors, computed = {}, {}, {}
+    for name, config in runs.items():
+        groups.setdefault(group_of(config), []).append(name)
+        options = tuple(getattr(config, field) for field in SCHEDULE_OPTIONS)
+        if options not in computed:
+            computed[options] = np.array(list(map(make_schedule(config), range(config.total_steps))))
+        factors[name] = computed[options]
+
+    def grow(names, start, parent):
+        """Segments from update `start` on of runs that are one up to there."""
+        one, length = factors[names[0]], min(len(factors[name]) for name in names)
+        differ = np.any([factors[name][start:length] != one[start:length] for name in names], axis=0)
+        end = start + int(differ.argmax()) if differ.any() else length
+        if end == start:
+            parts = {}
+            for name in names:
+                parts.setdefault(factors[name][start], []).append(name)
+            return [segment for part in parts.values() for segment in grow(part, start, parent)]
+        ended = [name for name in names if len(factors[name]) == end]
+        if len(ended) > 1:
+            raise ValueError(f"runs {' and '.join(ended)} are the same, learning rate by learning rate: leave one out")
+        config = runs[ended[0] if ended else names[0]]
+        if not ended:
+            digest = hashlib.sha256(group_of(config).encode() + one[:end].tobytes()).hexdigest()[:8]
+            config = dataclasses.replace(config, name=f"{study}/shared/{digest}-{end}", stop_at=end)
+        if parent:
+            config = dataclasses.replace(config, init_from=str(parent.checkpoint))
+        segment = Segment(start, end, config, ended[0] if ended else None, names[0], parent)
+        if rest := [name for name in names if name not in ended]:
+            segment.children = grow(rest, end, segment)
+        return [segment]
+
+    return [segment for names in groups.values() for segment in grow(names, 0, None)]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What it costs
+
+
+@functools.cache
+def vocabulary(data_dir, dataset):
+    """Words in the vocabulary of a dataset, which need not be there yet if its name says the tokenizer."""
+    folder = Path(data_dir) / next(iter(parse_mix(dataset)))
+    tokenizer = folder.name.rpartition("-")[2]
+    return (
+        TOKENIZERS[tokenizer][0] if tokenizer in TOKENIZERS and not folder.exists() else read_meta(folder)["vocab_size"]
+    )
+
+
+def shape_of(config):
+    """Arguments of scaling.num_params and train_flops."""
+    shape = {k: getattr(config, k) for k in ("n_layer", "n_head", "n_embd", "n_kv_head")}
+    return {"vocab_size": vocabulary(config.data_dir, config.dataset), **shape}
+
+
+def flops_per_step(config):
+    return config.global_batch_size * scaling.train_flops(config.seq_len, **shape_of(config))
+
+
+def disk(segments):
+    """Bytes that the checkpoints of `segments` take at most, about."""
+    total = 0
+    for segment in segments:
+        c = segment.config
+        copies = 3 + (c.window_keep + 1) * bool(c.window_horizon) + len(c.ema_decay) + len(c.ema_half_life)
+        size = 4 * copies * scaling.num_params(**shape_of(c), tied=c.tied)
+        total += size * min(c.keep, 1 + (segment.end - segment.start) // (c.save_every or segment.end))
+    return total
+
+
+def trained(segment):
+    """(steps, seconds) of a segment that its log tells of; evaluating and saving are not in the seconds."""
+    steps, seconds, per_step = 0, 0.0, segment.config.global_batch_size * segment.config.seq_len
+    for line in segment.log():
+        if "tokens_per_s" in line and segment.start + steps < line["step"] <= segment.end:
+            new = line["step"] - segment.start - steps
+            steps, seconds = steps + new, seconds + new * per_step / line["tokens_per_s"]
+    return steps, seconds

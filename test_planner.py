@@ -1,0 +1,269 @@
+"""What a study's config file means, how its runs share their steps, and what that costs, without training anything."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+import scaling
+from planner import check_folder, disk, flops_per_step, name_runs, plan, read_study
+
+MODEL = "n_layer=2; n_head=1; n_embd=32; seq_len=64; global_batch_size=4; micro_batch_size=4; dataset='x-bytes'\n"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """study(text, *flags) -> (name, runs) of a config file with this text."""
+    monkeypatch.chdir(tmp_path)
+
+    def read(text, *flags):
+        (tmp_path / "some.py").write_text(MODEL + text)
+        return read_study("some.py", flags)
+
+    return read
+
+
+def segments(study_and_runs):
+    return [s for root in plan(*study_and_runs) for s in root.below()]
+
+
+def spans(study_and_runs):
+    return sorted((s.start, s.end, s.run) for s in segments(study_and_runs))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From a file to runs
+
+
+def test_lists_expand_to_their_product(study):
+    name, runs = study("lr = [1e-3, 2e-3]\nseed = [0, 1]\ntotal_steps = 500\nschedule = 'constant'")
+    assert name == "some" and list(runs) == ["lr0.001_seed0", "lr0.001_seed1", "lr0.002_seed0", "lr0.002_seed1"]
+    assert [(c.lr, c.seed) for c in runs.values()] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
+    assert all(c.total_steps == 500 and c.n_embd == 32 for c in runs.values())
+    assert runs["lr0.001_seed0"].name == "some/lr0.001_seed0"
+
+
+def test_grids_stand_side_by_side_on_top_of_the_rest(study):
+    _, runs = study(
+        "total_steps = [400, 500]\nlr = 1e-3\n"
+        "grids = [dict(schedule='cosine'), dict(schedule='wsd', lr=5e-4, cooldown_shape=['linear', '1-sqrt'])]"
+    )
+    assert list(runs) == [
+        *("cosine_total-steps400", "cosine_total-steps500"),
+        *(f"wsd_total-steps{n}_{shape}" for n in (400, 500) for shape in ("linear", "1-sqrt")),
+    ]
+    assert {c.schedule: c.lr for c in runs.values()} == {"cosine": 1e-3, "wsd": 5e-4}
+
+
+def test_base_file_grids_over_it_and_flags_over_all(study, tmp_path):
+    (tmp_path / "base.py").write_text("lr = 3e-3\nweight_decay = 0.3\nbeta2 = 0.9\n")
+    _, runs = study(
+        "base = 'base.py'\nweight_decay = 0.2\nlr = [1e-3, 2e-3]\ntotal_steps = 400", "--lr=5e-3", "--keep=3"
+    )
+    (config,) = runs.values()
+    assert (config.lr, config.weight_decay, config.beta2, config.keep) == (5e-3, 0.2, 0.9, 3)
+
+
+def test_tuples_are_values_and_lists_are_choices(study):
+    _, runs = study("ema_half_life = [(10.0,), (10.0, 20.0)]\ntotal_steps = 400")
+    assert [c.ema_half_life for c in runs.values()] == [(10.0,), (10.0, 20.0)]
+    assert list(runs) == ["ema-half-life10.0", "ema-half-life10.0+20.0"]
+
+
+def test_names_say_what_tells_runs_apart_and_no_more():
+    sizes = [dict(n_layer=1, n_embd=24), dict(n_layer=2, n_embd=32), dict(n_layer=2, n_embd=64)]
+    runs = [size | dict(schedule="cosine", seed=s, data_seed=s, lr=1e-3) for size in sizes for s in (0, 1)]
+    assert name_runs(runs)[:3] == ["n-layer1_n-embd24_seed0", "n-layer1_n-embd24_seed1", "n-layer2_n-embd32_seed0"]
+    assert len(set(name_runs(runs))) == len(runs)
+    assert name_runs([dict(name="a/b", lr=1), dict(name="c", lr=2)]) == ["a/b", "c"]
+    assert name_runs([dict(dataset="a:0.5,b/c:0.5"), dict(dataset="a")]) == ["a:0.5,b-c:0.5", "a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ("lr = []", (), r"some.py:2: lr=\[\]: an empty list makes no run"),
+        ("learning_rate = [1e-3]", (), "some.py:2: learning_rate: no such option; did you mean lr"),
+        ("grids = [dict(shedule='wsd')]", (), r"some.py: grids\[0\]: shedule: no such option; did you mean schedule"),
+        ("grids = [dict(lr=['high'])]", (), r"grids\[0\]: lr='high': expected number"),
+        ("grids = []", (), "expected a list of dicts"),
+        ("grids = dict(lr=1e-3)", (), "some.py:2: grids=.*expected a list of dicts"),
+        ("lr = [1e-3, 1e-3]", (), "two runs with the name"),
+        ("name = 'x'\ngrids = [dict(name='a'), dict(name='a', lr=1e-2)]", (), "two runs with the name 'a'"),
+        ("grids = [dict(name='shared')]", (), "name='shared': that folder is for shared segments"),
+        ("base = 'none.py'", (), "none.py: no such config file"),
+        ("base = 'bad.py'", (), "bad.py: ZeroDivisionError"),
+        ("init_from = 'x.pt'", (), "a study sets init_from itself"),
+        ("save_at = [10]", (), "a study sets save_at itself"),
+        ("", ("--stop_at=5",), "a study sets stop_at itself"),
+        ("", ("--lr",), "--lr='': expected number"),
+        ("", ("--plam",), "--plam: no such option"),
+        ("grids = [dict(schedule='cosine', cooldown_shape='linear')]", (), "some.py: run run: cooldown_shape='linear'"),
+        ("total_steps = [100, 1000]", (), "run total-steps100: warmup_steps=300 .* more than total_steps=100"),
+        ("out_dir = '/proc/nowhere'", (), "run run: out_dir='/proc/nowhere': cannot write"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(study, tmp_path, text, flags, message):
+    (tmp_path / "bad.py").write_text("lr = 1 / 0")
+    with pytest.raises(ValueError, match=message) as error:
+        study(text, *flags)
+    assert "\n" not in str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# From runs to trees
+
+WSD = "warmup_steps = 10\nschedule = 'wsd'\n"
+
+
+def test_cooldowns_of_several_lengths_and_shapes_share_one_trunk(study):
+    found = study(WSD + "total_steps = [100, 200, 300]\ncooldown_shape = ['linear', '1-sqrt']")
+    assert spans(found) == [
+        (0, 81, None),  # a cooldown's first update, N - D, still has the full learning rate
+        (81, 100, "total-steps100_1-sqrt"),
+        (81, 100, "total-steps100_linear"),
+        (81, 161, None),
+        (161, 200, "total-steps200_1-sqrt"),
+        (161, 200, "total-steps200_linear"),
+        (161, 241, None),
+        (241, 300, "total-steps300_1-sqrt"),
+        (241, 300, "total-steps300_linear"),
+    ]
+
+
+def test_every_segment_begins_where_its_parent_ends(study):
+    found = segments(study(WSD + "total_steps = [100, 200]\nseed = [0, 1]"))
+    for segment in found:
+        if segment.start:
+            assert segment.parent.end == segment.start and segment in segment.parent.children
+            assert segment.config.init_from == str(segment.parent.checkpoint)
+            assert segment.config.seed == segment.parent.config.seed
+        else:
+            assert segment.parent is None and segment.config.init_from is None
+        assert (segment.config.stop_at is None) == (segment.run is not None)
+    assert len({s.folder for s in found}) == len(found)
+
+
+def test_a_constant_run_is_passed_through_by_the_others(study):
+    grids = "[dict(schedule='constant', total_steps=[60, 100]), dict(schedule='wsd', total_steps=100)]"
+    assert spans(study(f"warmup_steps = 10\ngrids = {grids}")) == [
+        (0, 60, "constant_total-steps60"),
+        (60, 81, None),
+        (81, 100, "constant_total-steps100"),
+        (81, 100, "wsd_total-steps100"),
+    ]
+
+
+def test_cosines_share_their_warmup_only(study):
+    text = "warmup_steps = 10\nschedule = ['cosine', 'onecycle']\ntotal_steps = [100, 200]"
+    shared = [(s.start, s.end) for s in segments(study(text)) if s.run is None]
+    assert sorted(shared) == [(0, 10), (0, 11)]  # onecycle's warmup is a cosine; full at 9, and falls from 10 on
+
+
+def test_cycles_of_wsd_s_share_what_is_equal(study):
+    text = "warmup_steps = 10\ntotal_steps = 200\nschedule = 'wsd_s'\ncycle_ends = [(100,), (100, 150)]"
+    assert spans(study(text))[0] == (0, 136, None)  # up to the second cooldown of the second, 15 updates before 150
+
+
+@pytest.mark.parametrize(
+    "option", ["lr = [1e-3, 2e-3]", "seed = [0, 1]", "n_embd = [32, 64]", "weight_decay = [0.1, 0.2]"]
+)
+def test_runs_that_differ_in_anything_else_share_nothing(study, option):
+    found = segments(study(f"{WSD}total_steps = 100\n{option}"))
+    assert [(s.start, s.end) for s in found] == [(0, 100)] * 2 and all(s.run for s in found)
+
+
+def test_what_changes_no_result_does_not_part_runs(study):
+    found = study(
+        WSD + "grids = [dict(total_steps=100, eval_every=5, name='a'), dict(total_steps=200, eval_every=7, name='b')]"
+    )
+    assert spans(found)[0] == (0, 81, None)
+
+
+def test_equal_runs_under_two_names_are_refused(study):
+    found = study(WSD + "total_steps = 100\ngrids = [dict(cooldown_steps=20), dict(cooldown_frac=0.2)]")
+    with pytest.raises(ValueError, match="runs cooldown-steps20 and run are the same"):
+        plan(*found)
+
+
+def test_shared_segments_keep_their_folder_when_a_study_grows(study):
+    small = {s.folder for s in segments(study(WSD + "total_steps = [100, 200]")) if not s.run}
+    grown = segments(study(WSD + "total_steps = [100, 200, 150, 400]\nlr = [6e-4, 5e-4]"))
+    assert small < {s.folder for s in grown if not s.run}
+    other = {s.folder for s in segments(study(WSD + "total_steps = [100, 200]\nbeta2 = 0.9")) if not s.run}
+    assert not small & other
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is still to train
+
+
+def finish(segment):
+    segment.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    segment.checkpoint.touch()
+    if segment.run:
+        (segment.folder / "result.json").write_text("{}")
+
+
+def test_only_what_is_missing_is_trained(study):
+    (root,) = plan(*study(WSD + "total_steps = [100, 200]\ncooldown_shape = ['linear', '1-sqrt']"))
+    every = root.below()
+    assert root.to_train() == every
+    for segment in every:
+        finish(segment)
+    assert root.to_train() == []
+    leaf = next(s for s in every if s.run == "total-steps200_linear")
+    (leaf.folder / "result.json").unlink()
+    assert root.to_train() == [leaf]
+    leaf.parent.checkpoint.unlink()
+    assert root.to_train() == [leaf.parent, leaf]
+    root.checkpoint.unlink()
+    assert root.to_train() == [root, leaf.parent, leaf]
+    finish(leaf)
+    assert root.to_train() == []  # nobody needs the shared ones
+
+
+def test_cost_and_disk(study):
+    (root,) = plan(*study(WSD + "total_steps = [100, 200]"))
+    config = root.config
+    one = 4 * scaling.train_flops(64, 257, n_layer=2, n_head=1, n_embd=32)
+    assert flops_per_step(config) == one and root.flops == 81 * one
+    assert root.reach() == 200 * one
+    n = scaling.num_params(257, n_layer=2, n_head=1, n_embd=32)
+    assert disk([root]) == 4 * 3 * n
+    averaged = dataclasses.replace(
+        root, config=dataclasses.replace(config, save_every=10, window_horizon=5, ema_decay=(0.9,))
+    )
+    assert disk([averaged]) == 2 * 4 * (3 + 6 + 1) * n
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Whose folder
+
+
+def test_a_folder_of_other_runs_is_refused(study):
+    text = WSD + "total_steps = [100, 200]"
+    name, runs = study(text)
+    folder = Path("runs") / name
+    check_folder(folder, runs, "some.py")
+    for segment in segments((name, runs)):
+        segment.folder.mkdir(parents=True)
+        (segment.folder / "config.json").write_text(json.dumps(dataclasses.asdict(segment.config)))
+    check_folder(folder, runs, "some.py")  # with everything that the study itself leaves there
+    check_folder(folder, study(text + "\neval_every = 7")[1], "some.py")
+    with pytest.raises(ValueError, match="its run total-steps100 has lr=0.0005, here it is 0.1"):
+        check_folder(folder, study(text + "\nlr = 0.1")[1], "some.py")
+    with pytest.raises(ValueError, match="some.py has no run total-steps200"):
+        check_folder(folder, study(WSD + "total_steps = [100, 300]")[1], "some.py")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is the folder of a single run"):
+        check_folder(folder, runs, "some.py")
+
+
+def test_the_vocabulary_is_known_before_the_data_is_there(study):
+    _, runs = study("dataset = ['x-bytes', 'x-gpt2', 'x-other']\ntotal_steps = 400")
+    ratio = [flops_per_step(c) for c in list(runs.values())[:2]]
+    assert ratio[0] < ratio[1]
+    with pytest.raises(ValueError, match="x-other"):
+        flops_per_step(list(runs.values())[2])

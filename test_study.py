@@ -1,0 +1,229 @@
+"""Studies trained for real, small ones: shared steps once, the bits of runs trained alone, and nothing done twice."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import checkpoint
+import planner
+import study
+from test_train import BASE, ENV, HERE, data_dir, same  # noqa: F401  (data_dir is a fixture)
+from train import Config, train
+
+OPTIONS = {k: v for k, v in BASE.items() if not k.startswith(("cooldown", "schedule", "total"))}
+COOLDOWNS = "dict(schedule='wsd', cooldown_frac=0.25, cooldown_shape=['linear', '1-sqrt'])"
+LENGTHS = f"total_steps = [20, 40]\ngrids = [dict(schedule='cosine'), {COOLDOWNS}]"
+
+
+def write(folder, data_dir, text, **options):  # noqa: F811
+    """A study's config file in `folder`; returns the arguments that run it."""
+    options = OPTIONS | {"out_dir": str(folder / "runs"), "data_dir": str(data_dir)} | options
+    (folder / "some.py").write_text("".join(f"{k} = {v!r}\n" for k, v in options.items()) + text)
+    return [str(folder / "some.py"), "--jobs=2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):  # noqa: F811
+    """The arguments of a study that is trained: two lengths of a cosine, and of cooldowns of two shapes."""
+    folder = tmp_path_factory.mktemp("study")
+    args = write(folder, data_dir, LENGTHS)
+    study.run(args)
+    return args
+
+
+def runs_of(args):
+    return Path(args[0]).parent / "runs" / "some"
+
+
+def rows_of(args):
+    with open(runs_of(args) / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def ages(args):
+    return {path: path.stat().st_mtime_ns for path in runs_of(args).rglob("*.pt")}
+
+
+# Warmup 5: all have the first 6 updates in common. Cosines: 14 + 34 more. Cooldowns of 5 and 10 updates, whose first
+# still has the full learning rate: a trunk of 31, and twice 4 + 9.
+STEPS_ALONE, STEPS = 3 * (20 + 40), 6 + (14 + 34) + (31 - 6) + 2 * (4 + 9)
+
+
+def test_plan_counts_the_steps_by_hand(trained, capsys):
+    study.run([*trained, "--plan"])
+    out = capsys.readouterr().out
+    assert f"all               6{STEPS_ALONE:>14}{STEPS:>12}" in out
+    for line in (
+        "└─      0 to      6  (shared)",
+        "├─      6 to     20  cosine",
+        "├─     16 to     20  wsd_total-steps20_linear",
+    ):
+        assert line in out
+    assert "all of it is trained" in out
+
+
+def test_every_run_has_the_bits_of_one_trained_alone(trained, tmp_path):
+    _, runs = planner.read_study(trained[0])
+    for name, config in runs.items():
+        alone = {**vars(config), "out_dir": str(tmp_path), "name": name}
+        train(Config(**alone))
+        path = f"{name}/ckpt/step_{config.total_steps:08d}.pt"
+        assert same(checkpoint.load(runs_of(trained) / path), checkpoint.load(tmp_path / path)), name
+        alone, shared = (json.loads((f / name / "result.json").read_text()) for f in (tmp_path, runs_of(trained)))
+        for key in alone.keys() - {"name", "train_s"}:
+            assert alone[key] == shared[key], (name, key)
+
+
+def test_results_add_up_to_what_was_trained(trained):
+    rows, (_, runs) = rows_of(trained), planner.read_study(trained[0])
+    assert [row["name"] for row in rows] == list(runs)
+    per_step = planner.flops_per_step(next(iter(runs.values())))
+    assert sum(int(row["flops_paid"]) for row in rows) == STEPS * per_step
+    assert [int(row["flops"]) for row in rows] == [n * per_step for n in (20, 40, 20, 20, 40, 40)]
+    assert all(0 < float(row["train_s_paid"]) and float(row["val_loss"]) > 0 for row in rows)
+    assert sum(float(row["train_s_paid"]) for row in rows) < sum(float(row["train_s"]) for row in rows)
+    assert [r["cooldown_steps"] for r in rows] == ["", "", "5", "5", "10", "10"]
+    assert [r["cooldown_frac"] for r in rows] == ["", "", *["0.25"] * 4]
+    for name in "n_params tokens train_loss val_loss_window window_steps val_loss_ema lr seed warmup_steps".split():
+        assert all(row[name] for row in rows), name
+
+
+def test_only_a_deleted_run_is_trained_again(trained, capsys):
+    before, rows = ages(trained), rows_of(trained)
+    study.run(trained)
+    assert ages(trained) == before and "all of it is trained" in capsys.readouterr().out
+    shutil.rmtree(runs_of(trained) / "wsd_total-steps40_linear")
+    study.run(trained)
+    assert "in 1 segments" in capsys.readouterr().out
+    after = ages(trained)
+    assert {p.parts[-3] for p in after if after[p] != before[p]} == {"wsd_total-steps40_linear"}
+    timing = ("train_s", "train_s_paid")
+    assert [{k: v for k, v in r.items() if k not in timing} for r in rows_of(trained)] == [
+        {k: v for k, v in r.items() if k not in timing} for r in rows
+    ]
+
+
+def test_another_study_in_the_same_folder_is_refused(trained, tmp_path, data_dir):  # noqa: F811
+    args = write(tmp_path, data_dir, LENGTHS.replace("40", "30"), out_dir=str(runs_of(trained).parent))
+    with pytest.raises(ValueError, match="belongs to another study: .*some.py has no run cosine_total-steps40"):
+        study.run(args)
+
+
+def start(args):
+    command = [sys.executable, str(HERE / "study.py"), *args]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_middle_it_goes_on(tmp_path, data_dir, number):  # noqa: F811
+    text = "schedule = 'wsd'\ntotal_steps = [20000, 25000]\nlr = [1e-2, 1e-3]"
+    args = write(tmp_path, data_dir, text, log_every=1, save_every=50, eval_every=0, window_horizon=0, ema_half_life=())
+    process, shared = start(args), runs_of(args) / "shared"
+    while (
+        not (logs := list(shared.glob("*/log.jsonl")))
+        or min(len(p.read_text().splitlines()) for p in logs) < 120
+        or len(logs) < 2
+    ):
+        time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    status = process.wait(timeout=30)
+    assert status == (-9 if number == signal.SIGKILL else 130)
+    for run in shared.iterdir():
+        while study.is_locked(run):
+            time.sleep(0.05)
+        steps = len((run / "log.jsonl").read_text().splitlines())
+        assert checkpoint.list_steps(run / "ckpt")[-1] == steps  # they are told, and save, even if the study is killed
+
+
+def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F811
+    text = "schedule = 'wsd'\ntotal_steps = [20, 40]\nval_dataset = ['nowhere', 'text']"
+    args = write(tmp_path, data_dir, text)
+    with pytest.raises(SystemExit) as ended:
+        study.run(args)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "error: 3 segments failed" in err and "nowhere" in err and "(exit status 1)" in err
+    assert err.count("needs ") == 2
+    assert [row["val_dataset"] for row in rows_of(args)] == ["text", "text"] and "FAILED" in out
+
+
+def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
+    text = "schedule = 'wsd'\ntotal_steps = [20, 40]\nname = 'some'"
+    args = write(tmp_path, data_dir, text, ema_half_life=(5.0, 10.0))
+    study.run([*args, "--print"])
+    waves = capsys.readouterr().out.split("\n\n")
+    assert [len(wave.strip().splitlines()) for wave in waves] == [1, 2, 1]
+    assert all(line.split()[0] == "python" for wave in waves for line in wave.split("\n") if line)
+    assert not (tmp_path / "runs").exists()
+    for line in "\n".join(waves).splitlines():
+        if line:
+            subprocess.run(
+                line.replace("python", sys.executable, 1), shell=True, env=ENV, check=True, capture_output=True
+            )
+    study.run(args)
+    out = capsys.readouterr().out
+    assert "all of it is trained" in out and "2 runs" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give one study"),
+        (["a.py", "b.py"], "give one study"),
+        (["--jobs=0"], "--jobs=0: expected how many"),
+        (["--jobs=two"], "--jobs=two: expected how many"),
+        (["--dataset=nowhere"], "nowhere"),
+        (["--data_dir=/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, data_dir, args, message):  # noqa: F811
+    own = write(tmp_path, data_dir, "total_steps = 20")
+    with pytest.raises(ValueError, match=message):
+        study.run([*own[:1], *args] if args and args[0].startswith("--") else args)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_room_on_the_disk(tmp_path, data_dir, monkeypatch):  # noqa: F811
+    args = write(tmp_path, data_dir, "total_steps = 20\nschedule = 'constant'")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(ValueError, match="do not fit into .*--out_dir"):
+        study.run(args)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_seeds_are_told_as_mean_and_deviation(capsys):
+    study.print_results(
+        [dict(name=f"wsd_lr1_seed{s}", val_loss=1.0 + s) for s in (0, 1)] + [dict(name="cosine", val_loss=3.0)]
+    )
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["wsd_lr1", "2", "1.5000", "±", "0.7071"] in table and ["cosine", "1", "3.0000"] in table
+
+
+def test_jobs_share_the_gpus(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(study.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    (tmp_path / "some.py").write_text("schedule = 'constant'\nseed = [0, 1, 2]")
+    _, runs = planner.read_study(tmp_path / "some.py", [f"--out_dir={tmp_path}"])
+    jobs = study.Jobs(3, 1, [sys.executable])
+    for segment in planner.plan("some", runs):
+        jobs.start(segment)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["3", "5", "3"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
