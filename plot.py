@@ -1,16 +1,16 @@
 """The paper's figures, one command each, from a study's results.csv and from the logs of runs.
 
-    python plot.py schedules cosine wsd:linear wsd:1-sqrt             # learning rates, from their formulas (Figure 2)
-    python plot.py curves runs/trunk runs/branch --from_step=100      # losses over steps, learning rate below (1, 3, 10)
-    python plot.py lr results.csv --out=lr.svg                        # final loss against peak learning rate (3, 21)
-    python plot.py cooldown_length results.csv                        # ... against the cooldown's length (5, 19, 20)
-    python plot.py cooldown_shape results.csv                         # ... by the cooldown's shape (16-18)
-    python plot.py averages results.csv                               # averages against cooldowns over length (10, 26)
-    python plot.py interpolation line.json                            # of evaluate.py --interpolate A B --json (7)
-    python plot.py envelope results.csv --runs runs/*                 # loss against FLOPs, over model sizes (12 left)
-    python plot.py diagonal results.csv                               # cosine against cooldown (12 right)
-    python plot.py bars results.csv --only schedule=cosine,wsd        # final losses; --only takes some rows (23)
-    python plot.py cost results.csv                                   # what sharing prefixes saves (13, 24, 25)
+    python plot.py schedules cosine wsd:linear wsd:1-sqrt           # learning rates, from their formulas (Figure 2)
+    python plot.py curves runs/trunk runs/branch --from_step=100    # loss and learning rate over steps (1, 3, 10)
+    python plot.py lr results.csv --out=lr.svg                      # final loss against peak learning rate (3, 21)
+    python plot.py cooldown_length results.csv                      # ... against the cooldown's length (5, 19, 20)
+    python plot.py cooldown_shape results.csv                       # ... by the cooldown's shape (16-18)
+    python plot.py averages results.csv                             # ... of averages and cooldowns by length (10, 26)
+    python plot.py interpolation line.json                          # of evaluate.py --interpolate A B --json (7)
+    python plot.py envelope results.csv --runs runs/*               # loss against FLOPs, over model sizes (12 left)
+    python plot.py diagonal results.csv                             # cosine against cooldown (12 right)
+    python plot.py bars results.csv --only schedule=cosine,wsd      # final losses; --only takes some rows (23)
+    python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
 
 Lines differ in marker and dash as well as in colour, to be told apart in grey. Runs that differ in their seeds alone
 become a mean with the standard deviation of single runs around it, as a band; the legend says how many they are.
@@ -31,7 +31,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
 import numpy as np  # noqa: E402
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator  # noqa: E402
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter  # noqa: E402
 
 import schedules  # noqa: E402
 from config import main  # noqa: E402
@@ -42,20 +42,19 @@ DASHES = ("-", "--", "-.", (0, (1, 1.2)), (0, (6, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
 LOSS = "validation loss (nats a token)"
 AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
-FORMATS = (".png", ".svg", ".pdf")
 COSINES = ("cosine", "onecycle")  # onecycle is the paper's cosine
 
-# Columns of results.csv: text, results, seeds; all others are settings, and runs that differ in one are different runs.
-TEXT = {"name", "schedule", "cooldown_shape", "dataset"}
-RESULTS = {"flops", "flops_paid", "train_s", "train_s_paid", "train_loss", "window_steps", *AVERAGES}
+# Columns of results.csv: text, results, seeds; all others are settings, and runs that differ in one are different runs
+TEXT = ("name", "schedule", "cooldown_shape", "dataset")
+RESULTS = ("flops", "flops_paid", "train_s", "train_s_paid", "train_loss", "window_steps", *AVERAGES)
 SEEDS = ("seed", "data_seed")
-ALWAYS = ("name", "schedule", "total_steps", "lr", "seed", "n_params", "tokens", "flops", "flops_paid", "train_s")
-ALWAYS += ("train_s_paid", "val_loss")  # every study's table has these columns; only a loss may be empty
+ALWAYS = ("name", "schedule", "total_steps", "lr", "seed", "n_params", "tokens", *RESULTS[:4], "val_loss")
 CELL = ("dataset", "n_params", "n_layer", "n_embd", "total_steps", "tokens")  # what compared runs have in common
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25})
-plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 8, "figure.constrained_layout.use": True})
-plt.rcParams.update({"axes.axisbelow": True, "lines.markersize": 5, "svg.hashsalt": "the same figure, the same file"})
+plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 8, "legend.title_fontsize": 8})
+plt.rcParams.update({"axes.axisbelow": True, "axes.titlesize": 9, "lines.markersize": 5, "legend.handlelength": 3.5})
+plt.rcParams.update({"figure.constrained_layout.use": True, "figure.titlesize": 11, "svg.hashsalt": "cooldown"})
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -148,9 +147,7 @@ def pick(rows, *names):
     found = [row for row in rows if row["schedule"] in names]
     if not found:
         there = ", ".join(sorted({row["schedule"] for row in rows}))
-        raise ValueError(
-            f"no run of schedule {' or '.join(names)} among {there}: add one to the study, or loosen --only"
-        )
+        raise ValueError(f"no run of schedule {' or '.join(names)} among {there}: add some to the study")
     return found
 
 
@@ -168,6 +165,7 @@ class Line(NamedTuple):
 
 
 def settings(rows):
+    """The columns that say how runs were made."""
     return list(dict.fromkeys(c for row in rows for c in row if c not in RESULTS and c not in ("name", *SEEDS)))
 
 
@@ -180,7 +178,7 @@ def grouped(rows, columns):
 
 
 def at_best(rows, y, same):
-    """Of the rows alike in the columns `same` those with the settings of lowest mean y; of most seeds, to be fair."""
+    """Of rows alike in the columns `same` those of lowest mean y, among the settings with the most seeds."""
     rows, chosen = [row for row in rows if row.get(y) is not None], []
     for alike in grouped(rows, same).values():
         runs = grouped(alike, settings(alike)).values()
@@ -196,7 +194,7 @@ def at_best_lr(rows, y="val_loss"):
 def with_length(rows):
     """The settings that follow from a run's length: tokens, and the cooldown's length in steps, or else as a share."""
     steps, shares = ({row.get(c) for row in rows} for c in ("cooldown_steps", "cooldown_frac"))
-    return ("tokens", "cooldown_frac" if len(steps) < len(shares) else "cooldown_steps")
+    return "total_steps", "tokens", "cooldown_frac" if len(steps) < len(shares) else "cooldown_steps"
 
 
 def in_words(column, value):
@@ -206,12 +204,9 @@ def in_words(column, value):
         return f"{value / unit:.3g}{letter} parameters"
     if column in TEXT or not isinstance(value, float):
         return str(value) if column in TEXT else f"{column} {value}"
-    plain = {
-        "total_steps": f"{value:.0f} steps",
-        "cooldown_frac": f"{100 * value:.3g} % cooldown",
-        "lr": f"lr {value:g}",
-    }
-    return plain.get(column, f"{column} {value:g}")
+    if column == "cooldown_frac":
+        return f"{100 * value:.3g} % cooldown"
+    return f"{value:.0f} steps" if column == "total_steps" else f"{column} {value:g}"
 
 
 def labels(keys, name=None):
@@ -227,32 +222,23 @@ def labels(keys, name=None):
 
 
 def series(rows, x, y="val_loss", name=None, ignore=()):
-    """Lines of y over the column (or tuple of columns) x, one for all runs of equal settings, but for x and `ignore`."""
-    xs = (x,) if isinstance(x, str) else x
+    """Lines of y over the column x, one for all runs of equal settings but for x and those to `ignore`."""
     rows = [row for row in rows if row.get(y) is not None]
-    columns = [c for c in settings(rows) if c not in (*xs, *ignore)]
-    lines = grouped(rows, columns)
-    names = labels([dict(zip(columns, key, strict=True)) for key in lines], name)
-    return sorted((line_of(n, alike, xs, y) for n, alike in zip(names, lines.values(), strict=True)), key=order)
-
-
-def order(line):
-    return [(value is not None, value or 0) for value in map(line.row.get, ("n_params", "total_steps", "lr"))]
-
-
-def line_of(label, rows, xs, y):
-    points = dict(sorted(grouped(rows, xs).items()))
-    for runs in points.values():
-        for twins in grouped(runs, SEEDS).values():
-            if len(twins) > 1:
-                a, b = (run["name"] for run in twins[:2])
-                raise ValueError(
-                    f"{a} and {b} would be one point: same seed, same settings; use --only, or add a column"
-                )
-    values = [[run[y] for run in runs] for runs in points.values()]
-    std = [np.std(v, ddof=1) if len(v) > 1 else math.nan for v in values]
-    at = [point[0] if len(xs) == 1 else point for point in points]
-    return Line(label, at, np.array([np.mean(v) for v in values]), np.array(std), [len(v) for v in values], rows[0])
+    columns = [c for c in settings(rows) if c not in (x, *ignore)]
+    groups = grouped(rows, columns)
+    names = labels([dict(zip(columns, key, strict=True)) for key in groups], name)
+    lines = []
+    for label, alike in zip(names, groups.values(), strict=True):
+        points = {at: runs for (at,), runs in sorted(grouped(alike, [x]).items())}
+        for one, *twins in (same for runs in points.values() for same in grouped(runs, SEEDS).values()):
+            if twins:
+                both = f"{one['name']} and {twins[0]['name']}"
+                raise ValueError(f"{both} have equal seed and settings, as far as the table says: leave one out")
+        values = [[run[y] for run in runs] for runs in points.values()]
+        std = [np.std(v, ddof=1) if len(v) > 1 else math.nan for v in values]
+        means = np.array([np.mean(v) for v in values])
+        lines.append(Line(label, list(points), means, np.array(std), [len(v) for v in values], alike[0]))
+    return sorted(lines, key=lambda line: [line.row[c] for c in ("n_params", "total_steps", "lr")])
 
 
 def front(points):
@@ -264,18 +250,16 @@ def front(points):
     return lowest
 
 
-def paired(rows, alternatives, y):
-    """(y of an alternative, cosine loss) of runs of equal seed, size, data and length; cosine at its best."""
-    cosine = at_best(pick(rows, *COSINES), "val_loss", CELL)
-    losses = {tuple(map(row.get, CELL + SEEDS)): row["val_loss"] for row in cosine}
-    pairs = [(row[y], losses.get(tuple(map(row.get, CELL + SEEDS)))) for row in alternatives]
+def paired(rows, cosines, y):
+    """(y, cosine loss) of rows and cosine rows of equal seed, size, data and length: an array (pairs, 2)."""
+    losses = {tuple(map(row.get, CELL + SEEDS)): row["val_loss"] for row in cosines}
+    pairs = [(row[y], losses.get(tuple(map(row.get, CELL + SEEDS)))) for row in rows]
     return np.array([pair for pair in pairs if pair[1] is not None]).reshape(-1, 2)
 
 
-def mean_and_error(differences):
+def mean_and_error(values):
     """Mean and its standard error, nan for fewer than two."""
-    n = len(differences)
-    return np.mean(differences), np.std(differences, ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    return np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -283,7 +267,8 @@ def mean_and_error(differences):
 
 
 def style(i):
-    return {"color": COLORS[i % 6], "marker": MARKERS[(i + i // 6) % 6], "linestyle": DASHES[i % 5]}
+    """Looks of line i; no two of the first 30 are alike in grey."""
+    return {"color": COLORS[(i + i // 6) % 6], "marker": MARKERS[i % 6], "linestyle": DASHES[i % 5]}
 
 
 def seeds(n):
@@ -310,14 +295,12 @@ def log_axis(axis, values):
     """A logarithmic axis with ticks to read: the values if they are few, powers of 10 if they span much."""
     values = sorted(set(values))
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    if len(values) > 7 and values[-1] > 30 * values[0]:
-        return
-    if len(values) <= 7:
-        axis.set_ticks(values)
-    else:
+    if len(values) <= 7 or values[-1] < 30 * values[0]:
         axis.set_major_locator(MaxNLocator(6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_locator(NullLocator())
+        if len(values) <= 7:
+            axis.set_ticks(values)
+        axis.set_major_formatter("{x:.3g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def panel_a_size(rows):
@@ -334,13 +317,15 @@ def panel_a_size(rows):
 
 
 def finish(figure, title, caption="", columns=2, axes=None, where="center"):
-    """Title, and one legend of all axes, or of some, under them, where it covers nothing; the caption is its heading."""
+    """Title, and one legend of all axes, or of some, below, where it covers nothing; the caption is its heading."""
     handles = {}
     for each in axes or figure.axes:
         handles |= dict(zip(*reversed(each.get_legend_handles_labels()), strict=True))
-    look = {"ncols": min(columns, len(handles)), "title": caption, "title_fontsize": 8, "handlelength": 3.5}
-    figure.suptitle(title, fontsize=11)
-    figure.legend(handles.values(), handles.keys(), loc=f"outside lower {where}", **look)
+    if not handles:
+        raise ValueError("nothing to draw: lower --from_step, or give other runs")
+    look = {"ncols": min(columns, len(handles)), "title": caption, "loc": f"outside lower {where}"}
+    figure.suptitle(title)
+    figure.legend(handles.values(), handles.keys(), **look)
     return figure
 
 
@@ -348,21 +333,18 @@ def finish(figure, title, caption="", columns=2, axes=None, where="center"):
 # Figures
 
 
-def parse_schedule(text, steps, warmup_steps, cooldown_frac):
+def parse_schedule(text, steps, warmup_steps):
     """The schedule of name, wsd:shape or name:option=value,option=value; what it needs besides has a default."""
     name, _, rest = text.partition(":")
-    needs = {"wsd": {"cooldown_frac": cooldown_frac}, "cosine_inf": {"cosine_steps": 6 * steps // 10}}
-    needs |= {"wsd_s": {"cycle_ends": (steps // 4, steps // 2)}, "power": {"knee_steps": steps // 4}}
+    needs = {"cosine_inf": {"cosine_steps": 6 * steps // 10}, "power": {"knee_steps": steps // 4}}
+    needs["wsd_s"] = {"cycle_ends": (steps // 4, steps // 2)}
     options = {"total_steps": steps, "warmup_steps": warmup_steps, **needs.get(name, {})}
-    if "=" in rest:
-        for option, value in (pair.split("=", 1) for pair in rest.split(",") if "=" in pair):
-            options[option] = float(value) if "." in value else int(value) if value.isdigit() else value
-    elif rest:
-        options["cooldown_shape"] = rest
-    if name.startswith("wsd") and options.get("cooldown_shape") in schedules.POSITIVE:
+    for option, value in (pair.partition("=")[::2] for pair in rest.split(",") if pair):
+        option, value = (option, value) if value else ("cooldown_shape", option)
+        value = read_cell(option, value, text)
+        options[option] = int(value) if option.endswith("_steps") else value
+    if options.get("cooldown_shape") in schedules.POSITIVE:
         options.setdefault("final_lr_frac", 0.1)  # these never reach 0
-    if "cooldown_steps" in options:
-        options.pop("cooldown_frac", None)
     return schedules.build(name, **options)
 
 
@@ -371,7 +353,7 @@ def plot_schedules(args):
     figure, axes = plt.subplots(figsize=(6.5, 4))
     steps = np.unique(np.linspace(0, args.steps, 1001).round().astype(int)).tolist()
     for i, text in enumerate(args.schedules):
-        schedule = parse_schedule(text, args.steps, args.warmup_steps, args.cooldown_frac)
+        schedule = parse_schedule(text, args.steps, args.warmup_steps)
         look = style(i) | {"markevery": (25 + 37 * i, 150), "ms": 4, "lw": 1.6}  # markers beside, not upon, each other
         axes.plot(steps, [args.lr * schedule(step) for step in steps], label=text, **look)
     axes.set(xlabel="step", ylabel="learning rate" if args.lr != 1 else "learning rate / its peak", ylim=(0, None))
@@ -439,7 +421,7 @@ def plot_cooldown_length(args):
                 axes.plot(ends, [level, level], label=f"{label} ({seeds([len(alike)])})", **look)
         axes.set_xlabel(words)
     panels[0].set(ylabel=LOSS)
-    panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    panels[0].xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     return finish(figure, "Final loss against the length of the cooldown", spread(lines))
 
 
@@ -458,12 +440,9 @@ def plot_cooldown_shape(args):
         look = style(i) | {"markevery": (0.05 + 0.02 * i, 0.2)}
         left.plot([k / steps for k in at], [factor(k) for k in at], label=shape, **look)
     for i, line in enumerate(lines):
-        at = dict(
-            zip(line.x, [best_first.index(shape) + 0.2 * (i - (len(lines) - 1) / 2) for shape in line.x], strict=True)
-        )
+        at = [best_first.index(shape) + 0.2 * (i - (len(lines) - 1) / 2) for shape in line.x]
         look = {"color": "0.1", "marker": MARKERS[i % 6], "linestyle": "", "capsize": 3, "elinewidth": 1}
-        label = f"{line.label} ({seeds(line.n)})"
-        right.errorbar(line.mean, list(at.values()), xerr=np.nan_to_num(line.std), label=label, **look)
+        right.errorbar(line.mean, at, xerr=np.nan_to_num(line.std), label=f"{line.label} ({seeds(line.n)})", **look)
     left.set(xlabel="share of the cooldown that is over", ylabel="learning rate / its peak")
     right.set_yticks(range(len(best_first)), best_first)
     right.set(xlabel=LOSS, title="lowest on top", ylim=(len(best_first) - 0.5, -0.5))
@@ -488,68 +467,67 @@ def plot_interpolation(args):
 def plot_envelope(args):
     """Loss against training FLOPs over model sizes, with the lower envelope of each schedule (Figure 12 left)."""
     rows = read_results(args)
-    sizes = sorted({row["n_params"] for row in rows})
-    reached = {row["schedule"]: [] for row in rows}  # (FLOPs, loss) of all sizes
     named = {row["name"]: row for row in rows}
+    looks = {size: style(i) for i, size in enumerate(sorted({row["n_params"] for row in rows}))}
+    reached = {row["schedule"]: [] for row in rows}  # (FLOPs, loss) of all sizes
+    faces = {schedule: ("0.25", "white", "0.75")[i % 3] for i, schedule in enumerate(reached)}
     figure, axes = plt.subplots(figsize=(7.5, 6))
+    for size, look in looks.items():
+        axes.plot([], [], label=in_words("n_params", size), **look | {"linestyle": ""})
     for path in find_runs(args.runs):
         _, evaluation, name = read_log(path)
         if name not in named:
             raise ValueError(f"{path}: no run of that name in {', '.join(args.results)}; leave it out of --runs")
         points = [(line["flops"], line["val_loss"]) for line in evaluation if line["flops"] > 0]
-        axes.plot(*zip(*points, strict=True), color=style(sizes.index(named[name]["n_params"]))["color"], lw=0.7)
+        axes.plot(*zip(*points, strict=True), color=looks[named[name]["n_params"]]["color"], lw=0.7)
         reached[named[name]["schedule"]] += points
-    ends = at_best_lr(rows)
-    for runs in grouped(ends, settings(ends)).values():
+    best = at_best_lr(rows)
+    ends = list(grouped(best, settings(best)).values())
+    for runs in ends:
         point = np.mean([run["flops"] for run in runs]), np.mean([run["val_loss"] for run in runs])
         reached[runs[0]["schedule"]].append(point)
-        look = style(sizes.index(runs[0]["n_params"])) | {"linestyle": "", "zorder": 3, "ms": 7}
-        look["mfc"] = (look["color"], "white", "0.75")[list(reached).index(runs[0]["schedule"]) % 3]
-        axes.plot(*point, **look)
-    for size in sizes:
-        axes.plot([], [], label=in_words("n_params", size), **style(sizes.index(size)) | {"linestyle": ""})
+        look = {"linestyle": "", "mfc": faces[runs[0]["schedule"]], "zorder": 3, "ms": 7}
+        axes.plot(*point, **looks[runs[0]["n_params"]] | look)
     for i, (schedule, points) in enumerate(reached.items()):
-        look = {"color": "0.25", "linestyle": DASHES[i % 5], "lw": 1.4}
-        axes.plot(*zip(*front(points), strict=True), zorder=2, **look)
-        axes.plot([], [], label=f"{schedule}: lower envelope", marker="o", mfc=("0.25", "white", "0.75")[i % 3], **look)
+        look = {"color": "0.25", "linestyle": DASHES[i % 5], "lw": 1.4, "zorder": 2}
+        axes.plot(*zip(*front(points), strict=True), **look)
+        axes.plot([], [], label=f"{schedule}: lower envelope", marker="o", mfc=faces[schedule], **look)
     log_axis(axes.xaxis, [x for points in reached.values() for x, _ in points])
     log_axis(axes.yaxis, np.linspace(*axes.get_ylim(), 9))
     axes.set(xlabel="training FLOPs of the whole run", ylabel=LOSS)
-    n = seeds([len(runs) for runs in grouped(ends, settings(ends)).values()])
-    caption = f"dots: ends of runs at their best learning rate, mean of {n}"
+    caption = f"dots: ends of runs at their best learning rate, mean of {seeds([len(runs) for runs in ends])}"
     return finish(figure, "Loss against training FLOPs", caption, columns=3)
 
 
 def plot_diagonal(args):
     """Cosine against cooldown and averages at equal size and length, in perplexity (Figure 12 right)."""
     rows = read_results(args)
+    cosines = at_best(pick(rows, *COSINES), "val_loss", CELL)
     figure, axes = plt.subplots(figsize=(6, 6.2))
-    everything = []
+    seen = []
     for schedule, y in (("wsd", "val_loss"), ("constant", "val_loss_window"), ("constant", "val_loss_ema")):
         runs = at_best_lr([row for row in rows if row["schedule"] == schedule], y)
         columns = [c for c in settings(runs) if c not in (*CELL, "lr", *with_length(runs))]
-        alternatives = grouped(runs, columns)
-        names = labels([dict(zip(columns, key, strict=True)) for key in alternatives], schedule)
-        for name, alike in zip(names, alternatives.values(), strict=True):
-            pairs = paired(rows, alike, y)
+        groups = grouped(runs, columns)
+        name = schedule if y == "val_loss" else f"{schedule}: {AVERAGES[y]}"
+        names = labels([dict(zip(columns, key, strict=True)) for key in groups], name)
+        for name, alike in zip(names, groups.values(), strict=True):
+            pairs = paired(alike, cosines, y)
             if not len(pairs):
                 continue
-            name += f", {AVERAGES[y]}" * (y != "val_loss")
             mean, error = mean_and_error(pairs[:, 0] - pairs[:, 1])
             x, cosine = np.exp(pairs.T)
-            look = style(len(everything)) | {"mfc": "none"}
-            fit = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else None
-            line = "no line through one point" if fit is None else "cosine = {:.3f} x {:+.2f}".format(*fit)
-            print(f"{name}: {line}; loss - cosine loss {mean:+.4f} ± {error:.4f} nats (standard error, {len(x)} pairs)")
-            axes.plot([], [], label=f"{name}: {line}", **look)
+            look, ends = style(len(seen)) | {"mfc": "none"}, np.array([x.min(), x.max()])
+            slope, intercept = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else (math.nan, math.nan)
+            label = f"{name}: cosine = {slope:.3f} x {intercept:+.2f}"
+            print(f"{label}; its loss - cosine's {mean:+.4f} ± {error:.4f} nats (standard error, {len(x)} pairs)")
             axes.plot(x, cosine, **look | {"linestyle": ""})
-            if fit is not None:
-                ends = np.array([x.min(), x.max()])
-                axes.plot(ends, np.polyval(fit, ends), **look | {"marker": ""})
-            everything += [x, cosine]
-    if not everything:
+            axes.plot(ends, slope * ends + intercept, **look | {"marker": ""})
+            axes.plot([], [], label=label, **look)
+            seen.append((min(*x, *cosine), max(*x, *cosine)))
+    if not seen:
         raise ValueError("no cosine run has another of equal seed, size, data and length; add such pairs to the study")
-    span = [min(map(np.min, everything)), max(map(np.max, everything))]
+    span = [np.min(seen), np.max(seen)]
     axes.plot(span, span, color="0.6", lw=0.8, label="y = x: equal")
     axes.set(xlabel="perplexity of the alternative", ylabel="perplexity of cosine", aspect="equal")
     return finish(figure, "Final perplexity of cosine against its alternatives", "a dot: one seed of each", columns=1)
@@ -593,8 +571,8 @@ def plot_bars(args):
             axes.bar(at, line.mean, yerr=np.nan_to_num(line.std), label=label, capsize=2, **look)
         values = np.concatenate([line.mean for line in lines])
         start = values.min() - 0.25 * (np.ptp(values) or 0.1 * values.min())
-        axes.set(ylim=(start, None), title=f"{axes.get_title()}; axis from {start:.3g} on, not from 0")
-        axes.set_xticks(range(len(lengths)), [in_words("total_steps", steps) for steps in lengths])
+        axes.set(ylim=(start, None), title=f"{axes.get_title()} (axis from {start:.3g}, not 0)")
+        axes.set(xlabel="steps of the run", xticks=range(len(lengths)), xticklabels=[f"{n:.0f}" for n in lengths])
         axes.grid(axis="x", visible=False)
         axes.plot([0, 0], [0.012, 0.03], "_", ms=14, color="black", transform=axes.transAxes, clip_on=False)  # cut
         everything += lines
@@ -607,19 +585,17 @@ def plot_cost(args):
     sizes = {in_words("n_params", n): runs for (n,), runs in sorted(grouped(rows, ["n_params"]).items())}
     sizes |= {"all sizes": rows} if len(sizes) > 1 else {}
     figure, panels = plt.subplots(1, 2, figsize=(max(7, 1.6 * len(sizes) + 3), 4.6))
-    for axes, column, unit in zip(
-        panels, ("flops", "train_s"), ("training FLOPs", "training time (hours)"), strict=True
-    ):
-        scale = 3600 if column == "train_s" else 10 ** math.floor(math.log10(sum(run["flops"] for run in rows)))
-        for i, (suffix, label) in enumerate((("", "every run alone"), ("_paid", "shared prefixes trained once"))):
-            total = [sum(run[column + suffix] for run in runs) / scale for runs in sizes.values()]
-            look = {"color": "white", "edgecolor": COLORS[i], "hatch": HATCHES[i], "width": 0.38}
-            bars = axes.bar(np.arange(len(sizes)) + 0.4 * i - 0.2, total, label=label, **look)
+    power = math.floor(math.log10(sum(run["flops"] for run in rows)))
+    units = {"flops": (10**power, f"training FLOPs (1e{power})"), "train_s": (3600, "training time (hours)")}
+    for axes, (column, (unit, words)) in zip(panels, units.items(), strict=True):
+        for i, (cost, label) in enumerate(((column, "each run alone"), (column + "_paid", "shared prefixes once"))):
+            total = [sum(run[cost] for run in runs) / unit for runs in sizes.values()]
+            look = {"color": "white", "edgecolor": COLORS[i], "hatch": HATCHES[i], "width": 0.38, "label": label}
+            bars = axes.bar(np.arange(len(sizes)) + 0.4 * i - 0.2, total, **look)
             axes.bar_label(bars, fmt="{:.3g}", fontsize=7, padding=2)
-        ratio = sum(run[column + "_paid"] for run in rows) / sum(run[column] for run in rows)
-        print(f"{axes.get_ylabel()}: {total[-1]:.4g} with sharing, {100 * ratio:.1f} % of what runs alone would cost")
-        axes.set_title(f"shared: {100 * ratio:.0f} % of alone", fontsize=9)
-        axes.set(ylabel=unit if column == "train_s" else f"{unit} ({scale:.0e})")
+        share = 100 * total[-1] * unit / sum(run[column] for run in rows)
+        print(f"{words}: {total[-1]:.4g} with prefixes shared, {share:.1f} % of each run alone")
+        axes.set(ylabel=words, title=f"shared: {share:.0f} % of alone")
         axes.set_xticks(range(len(sizes)), [size.replace(" ", "\n") for size in sizes])
         axes.grid(axis="x", visible=False)
     return finish(figure, f"Cost of a study of {len(rows)} runs")
@@ -646,7 +622,6 @@ def run(args=None):
     names.add_argument("schedules", nargs="*", default=["cosine", "wsd:linear", "wsd:1-sqrt"], help="of schedules.py")
     names.add_argument("--steps", type=int, default=1000, help="length of the run")
     names.add_argument("--warmup_steps", type=int, default=50)
-    names.add_argument("--cooldown_frac", type=float, default=0.2, help="of wsd, where it names no cooldown of its own")
     names.add_argument("--lr", type=float, default=1.0, help="peak")
 
     curves = add_figure(commands, plot_curves)
@@ -665,8 +640,8 @@ def run(args=None):
             figure.add_argument("--runs", nargs="+", default=[], help="draw these runs' losses on their way, too")
 
     args = parser.parse_args(args)
-    if Path(args.out).suffix not in FORMATS:
-        raise ValueError(f"--out={args.out}: its suffix says the format, one of {', '.join(FORMATS)}")
+    if Path(args.out).suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out={args.out}: its suffix says the format, .png, .svg or .pdf")
     figure = args.plot(args)
     figure.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.endswith(".svg") else None)
     plt.close("all")
