@@ -288,7 +288,7 @@ def draw(axes, lines, styles=None):
 
 def spread(lines):
     several = any(n > 1 for line in lines for n in line.n)
-    return "mean over seeds; band and bars: ± 1 standard deviation" if several else "one seed each: spread unknown"
+    return "mean over seeds ± 1 standard deviation" if several else "one seed each: spread unknown"
 
 
 def log_axis(axis, values):
