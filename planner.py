@@ -162,6 +162,17 @@ class Segment:
         lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def steps_done(self):
+        """How many of its updates the end of its log tells of."""
+        file = self.folder / "log.jsonl"
+        if not file.is_file():
+            return 0
+        with open(file, "rb") as stream:
+            stream.seek(max(0, file.stat().st_size - 4096))
+            lines = stream.read().splitlines(keepends=True)
+        whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]
+        return max(0, json.loads(whole[-1])["step"] - self.start) if whole else 0
+
     def below(self):
         """This segment and all that come after it, parents first."""
         return [self, *(s for child in self.children for s in child.below())]

@@ -44,16 +44,17 @@ from tqdm import tqdm
 
 import scaling
 import schedules
+from checkpoint import NOT_OF_THE_RESULT
 from config import main
 from data import parse_mix, read_meta
 from model import Llama, native_bf16
-from planner import NOT_FOR_A_STUDY, check_folder, disk, flops_per_step, plan, read_study, shape_of, trained
+from planner import check_folder, disk, flops_per_step, plan, read_study, shape_of, trained
 from tracking import clock, is_locked, write_whole
 from train import Config, make_schedule
 
 COLUMNS = "schedule total_steps lr warmup_steps seed".split()  # of results.csv, even if all runs have them in common
 TRIAL_FLOPS = 5e10  # of one pass of the trial that the estimate of the time rests on
-POLL_S = 0.2
+POLL_S = 0.3  # between looks at the processes
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def train_all(segments, waiting, jobs):
                     left = (time.monotonic() - began) * (total / flops_done - 1)
                     loss = segment.result()["val_loss"]
                     bar.write(f"{n_done:>4} of {n_runs}  {clock(left)} left  val loss {loss:.4f}  {segment.run}")
-            steps = {s: trained(s)[0] for s in jobs.running}
+            steps = {s: s.steps_done() for s in jobs.running}
             bar.n = flops_done + sum(n * flops_per_step(s.config) for s, n in steps.items())
             bar.set_description_str(f"{n_done} of {n_runs} runs", refresh=False)
             bar.set_postfix_str("at step " + ", ".join(f"{s.start + n:,}/{s.end:,}" for s, n in steps.items()))
@@ -231,7 +232,9 @@ def write_results(path, segments):
     first run that goes through them, so the columns add up to what the study cost.
     """
     ends = [s for s in segments if s.run and s.is_trained()]
-    options = [o for o in vars(Config()) if o in COLUMNS or len({getattr(s.config, o) for s in ends}) > 1]
+    differ = {o for o in vars(Config()) if len({getattr(s.config, o) for s in ends}) > 1}
+    differ -= {*NOT_OF_THE_RESULT, "init_from"}
+    options = [o for o in vars(Config()) if o in COLUMNS or o in differ]
     paid = {s.first: [0, 0.0] for s in segments}
     for segment in segments:
         steps, seconds = trained(segment)
@@ -246,7 +249,7 @@ def write_results(path, segments):
         rows.append(row | {"flops_paid": flops, "train_s_paid": round(seconds, 3)})
     columns = list(dict.fromkeys(("name", *(k for row in rows for k in row))))
     text = io.StringIO()
-    writer = csv.DictWriter(text, [c for c in columns if c not in NOT_FOR_A_STUDY], extrasaction="ignore")
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows)
     write_whole(path, text.getvalue().replace("\r\n", "\n"))

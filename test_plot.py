@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 import plot
 import schedules
+import tables
 
 HERE = Path(__file__).parent
 
@@ -192,18 +192,18 @@ def test_a_seed_that_diverged(table, figure, capsys):
 
 
 def test_one_seed_has_no_spread(table):
-    rows = plot.read_results(Namespace(results=[table([row("wsd", 3.0)])], only=[]))
-    (line,) = plot.series(rows, "lr")
+    rows = tables.read_results([table([row("wsd", 3.0)])])
+    (line,) = tables.series(rows, "lr")
     assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in plot.spread([line])
 
 
 def test_labels_say_what_differs():
     common = {"schedule": "wsd", "dataset": "text", "n_params": 1.2e6}
     keys = [common | {"cooldown_frac": f, "total_steps": n} for f, n in ((0.1, 100.0), (0.2, 100.0), (0.2, 200.0))]
-    assert plot.labels(keys) == [f"wsd, {f} % cooldown, {n} steps" for f, n in ((10, 100), (20, 100), (20, 200))]
-    assert plot.labels(keys[:2], "mine") == ["mine, 10 % cooldown", "mine, 20 % cooldown"]
-    assert plot.labels([common | {"beta2": b} for b in (0.95, 0.99)]) == ["wsd, beta2 0.95", "wsd, beta2 0.99"]
-    assert [plot.in_words("n_params", n) for n in (33e6, 1.5e9, 999.0)] == [
+    assert tables.labels(keys) == [f"wsd, {f} % cooldown, {n} steps" for f, n in ((10, 100), (20, 100), (20, 200))]
+    assert tables.labels(keys[:2], "mine") == ["mine, 10 % cooldown", "mine, 20 % cooldown"]
+    assert tables.labels([common | {"beta2": b} for b in (0.95, 0.99)]) == ["wsd, beta2 0.95", "wsd, beta2 0.99"]
+    assert [tables.in_words("n_params", n) for n in (33e6, 1.5e9, 999.0)] == [
         "33M parameters",
         "1.5B parameters",
         "999 parameters",
@@ -225,10 +225,10 @@ def test_studies_are_joined_and_rows_chosen(table, figure):
 
 def test_at_best():
     rows = [r for lr, loss in ((1e-3, 3.2), (2e-3, 3.1)) for r in seeds_of("cosine", loss, lr=lr)]
-    assert plot.at_best_lr(rows) == rows[3:]
+    assert tables.at_best_lr(rows) == rows[3:]
     lucky = row("cosine", 2.0, lr=4e-3)  # one seed against three
-    assert plot.at_best_lr([*rows, lucky]) == rows[3:]
-    assert plot.at_best_lr(rows + [row("wsd", 5.0)])[3:] == [row("wsd", 5.0)]  # other settings do not compete
+    assert tables.at_best_lr([*rows, lucky]) == rows[3:]
+    assert tables.at_best_lr(rows + [row("wsd", 5.0)])[3:] == [row("wsd", 5.0)]  # other settings do not compete
 
 
 def test_cooldown_length(table, figure):
@@ -294,8 +294,8 @@ def test_cooldowns_of_equal_steps_are_one_line(table, figure):
 
 
 def test_front():
-    assert plot.front([(3, 1.0), (1, 2.0), (2, 2.5), (4, 1.0), (5, 0.5)]) == [(1, 2.0), (3, 1.0), (5, 0.5)]
-    assert plot.front([(1, 3.0), (1, 2.0)])[-1] == (1, 2.0)
+    assert tables.front([(3, 1.0), (1, 2.0), (2, 2.5), (4, 1.0), (5, 0.5)]) == [(1, 2.0), (3, 1.0), (5, 0.5)]
+    assert tables.front([(1, 3.0), (1, 2.0)])[-1] == (1, 2.0)
 
 
 def test_envelope(tmp_path, table, figure):
@@ -336,9 +336,9 @@ def test_diagonal(table, figure, capsys):
 def test_pairs_need_equal_seeds_and_cells():
     cosine = [row("cosine", 3.0, seed) for seed in (0, 1)]
     others = [row("wsd", 2.9, 1), row("wsd", 2.8, 2), row("wsd", 2.7, 0, 200), row("wsd", 2.6, 0, dataset="other")]
-    assert plot.paired(others, cosine, "val_loss").tolist() == [[2.9, 3.0]]
-    assert plot.mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
-    assert math.isnan(plot.mean_and_error([1.0])[1])
+    assert tables.paired(others, cosine, "val_loss").tolist() == [[2.9, 3.0]]
+    assert tables.mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+    assert math.isnan(tables.mean_and_error([1.0])[1])
 
 
 def test_bars(table, figure):
@@ -429,10 +429,10 @@ def test_mistakes(tmp_path, table, arguments, message):
 
 def test_no_log(tmp_path):
     with pytest.raises(ValueError, match=r"no log\.jsonl there"):
-        plot.read_log(tmp_path)
+        tables.read_log(tmp_path)
     (tmp_path / "log.jsonl").write_text('{"step": 1, "train_loss": 1.0}\n')
     with pytest.raises(ValueError, match="no val_loss in it"):
-        plot.read_log(tmp_path)
+        tables.read_log(tmp_path)
 
 
 def test_a_mistake_is_one_line(table):
