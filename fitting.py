@@ -50,7 +50,7 @@ def to_params(law, theta):
 
 def to_theta(law, params):
     """theta (1, P) from the parameters by name."""
-    return np.array([[math.log(params[n]) if n in law.logs else params[n] for n in law.names]])
+    return np.array([[math.log(params[n]) if n in law.logs else float(params[n]) for n in law.names]])
 
 
 def evaluate(law, params, inputs, settings=None):

@@ -100,13 +100,15 @@ def chinchilla(N, D, loss, delta=DELTA, draws=400, seed=0) -> Fit:
     Hoffmann et al. 2022 (2203.15556), approach 3: Huber loss on logs. Wants runs that end their schedule and vary N and
     D apart; N within a factor of 10 leaves E and A open, however small the residuals. Silent on learning rate and data.
     """
-    N, D, loss = checked({"N": 2, "D": 2}, N=N, D=D, loss=loss)
+    N, D, loss = checked({"N": 2, "D": 2, "loss": 2}, N=N, D=D, loss=loss)
     return fit_law(LAWS["chinchilla"], {"N": N, "D": D}, loss, delta, draws, seed)
 
 
 def optimum(params, C):
     """(N, D, loss) that minimize a chinchilla law under 6 N D = C FLOPs: N = G (C/6)^(beta/(alpha+beta)), eq. 4."""
     E, A, B, alpha, beta = (params[name] for name in LAWS["chinchilla"].names)
+    if min(alpha, beta) <= 0:
+        raise ValueError(f"alpha={alpha:g}, beta={beta:g}: both must be positive, or no size is the best")
     N = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
     D = C / 6 / N
     return N, D, E + A / N**alpha + B / D**beta
@@ -405,15 +407,6 @@ def read_fit(path) -> Fit:
 # Tables and pictures
 
 
-def rounded(value, low, high):
-    """A value to the digits its interval leaves: two of the interval's width."""
-    if abs(value) < 1e-30:  # of a term that has vanished
-        return "0"
-    width = high - low
-    digits = 8 if not width else 2 + math.ceil(math.log10(abs(value) / width)) if math.isfinite(width) else 4
-    return f"{value:.{min(max(digits, 1), 8)}g}"
-
-
 def table(fit):
     """Parameters, intervals and settings as lines of text."""
     lines = [f"{fit.law}: {fit.n_points} points, objective {fit.objective:.8g}, scatter {fit.scatter:.3g}"]
@@ -421,7 +414,7 @@ def table(fit):
         low, high = fit.intervals[name]
         between = f"[{low:.4g}, {high:.4g}]" if math.isfinite(high - low) else "no interval"
         note = "   not identified: wider than half the value" if name in fit.unidentified else ""
-        lines.append(f"{name:>10}  {rounded(value, low, high):>10}  {between}{note}")
+        lines.append(f"{name:>10}  {value:>10.6g}  {between}{note}")
     shown = {name: value for name, value in fit.settings.items() if name not in ("minima", "merge")}
     return "\n".join(lines + [f"{name:>10}  {value}" for name, value in shown.items()])
 
@@ -626,6 +619,8 @@ def planned_points(fit, args):
             values[name] = np.array([float(x) for x in text.split(",")])
         except ValueError:
             raise ValueError(f"--{name}={text} must be a number, or numbers a,b,c") from None
+    if "C" in values and ("N" in values or "D" in values):
+        raise ValueError("give --N and --D, or --C for the best of both, not all")
     if fit.law == "chinchilla" and "C" in values:
         values["N"], values["D"], _ = optimum(fit.params, *checked(C=values["C"]))
     if any(name not in values for name in names):
@@ -719,7 +714,7 @@ def main(argv=None) -> int:
         args = make_parser().parse_args(argv)
         out, text = args.run(args)
     except (ValueError, ArithmeticError, OSError, csv.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(json.dumps(to_json(out)) if args.json else "\n".join(text))
     return 0

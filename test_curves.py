@@ -232,6 +232,16 @@ def test_curves_from_csv_with_late_rows_and_gaps(tmp_path):
     curve = read_curve(str(path), warmup_steps=11)
     assert list(curve.steps) == [100, 200, 300, 400] and list(curve.losses) == [4, 3.5, 3.2, 3.1]
     np.testing.assert_allclose(curve.lrs[[0, 5, 10, 150, 300, 450, 500]], [0, 5e-4, 1e-3, 1e-3, 7.5e-4, 2.5e-4, 0])
+    path.write_text("step,lr,loss\n0,1,4\n10,1,4\n20,1,4\n30,.5,3\n40,.5,3\n50,.2,3\n60,.1,3\n")
+    lrs = read_curve(str(path)).lrs
+    assert lrs[[29, 30, 45, 55]].tolist() == pytest.approx([1, 0.5, 0.35, 0.15])  # a jump, then a slope
+    path.write_text("step,lr,loss\n100,1e-3,4\n200,1e-3,3.5\n300,,3.2\n400,5e-4,3.1\n500,0,\n")
+    for bad, word in (("100.5", "whole number"), ("1e12", "1e\\+12 steps")):
+        (tmp_path / "bad.csv").write_text(path.read_text().replace("200", bad))
+        with pytest.raises(ValueError, match=word):
+            read_curve(str(tmp_path / "bad.csv"), warmup_steps=11)
+    with pytest.raises(ValueError, match="warmup_steps=101"):
+        read_curve(str(path), warmup_steps=101)
     with_loss_only = path.read_text().replace("1e-3", "").replace("5e-4", "").replace("500,0,", "500,,")
     path.write_text(with_loss_only)
     with pytest.raises(ValueError, match="no 'lr' in any row"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import laws
-from fitting import evaluate
+from fitting import evaluate, read_rows
 from laws import LAWS, asymptote, chinchilla, diagonal, downstream, isoflop, optimum, overtraining, predict, speedup
 
 SIZES, LENGTHS = (a.ravel() for a in np.meshgrid(np.geomspace(5e7, 5e9, 6), np.geomspace(1e9, 1e11, 6)))
@@ -311,6 +311,9 @@ GOOD = "params,tokens,loss\n1e7,1e8,5\n1e7,1e9,4.5\n1e8,1e8,4\n1e8,1e9,3.5\n1e9,
         (lambda t: t.replace("\n1e8", "\n1e7").replace("\n1e9", "\n1e7"), [], "1 different N"),
         (lambda t: t.splitlines()[0] + "\n", [], "no rows"),
         (lambda t: "", [], "no rows"),
+        (lambda t: t.replace("tokens", "params"), [], "twice"),
+        (lambda t: t.replace("1e9,4.5", "1,000,000,4.5"), [], "line 3: more cells"),
+        (lambda t: t.replace("1e9,4.5", '"1,000,000",4.5'), [], "line 3: tokens is '1,000,000'"),
         (lambda t: t, ["--D=tokens*steps"], "'steps'"),
         (lambda t: t, ["--D=tokens/0"], "number"),
         (lambda t: t, ["--where=schedule=wsd"], "'schedule'"),
@@ -361,6 +364,50 @@ def test_other_mistakes_end_in_one_line(tmp_path, capsys):
             assert status == 0
             continue
         assert status == 1 and error.startswith("error: ") and error.count("\n") == 1 and word in error, (args, error)
+
+
+def test_tables_as_spreadsheets_write_them(tmp_path):
+    path, expected = tmp_path / "a.csv", {"params": "1e7", "tokens": "1e8", "loss": "5"}
+    for text in (
+        "\ufeffparams,tokens,loss\n1e7,1e8,5\n",
+        "params;tokens;loss\r\n1e7;1e8;5\r\n",
+        "params\ttokens\tloss\n1e7\t1e8\t5\n",
+        'params , "tokens", loss\n1e7, "1e8", 5\n',
+        "params,tokens,loss\n\n1e7,1e8,5\n,,\n",
+    ):
+        path.write_text(text, encoding="utf-8")
+        assert [row for _, row in read_rows(str(path))] == [expected], text
+
+
+def test_where_picks_rows():
+    row = {"schedule": "wsd", "loss": "3.5", "empty": ""}
+    for condition in ("loss=3.50", "loss<4", "loss>3", "schedule=wsd", "schedule!=cosine", "empty=", "loss!=3"):
+        assert laws.meets(row, condition, "")
+    for condition in ("loss=3", "loss<3.5", "loss>3.5", "schedule=cosine", "schedule!=wsd", "empty>0", "empty<9"):
+        assert not laws.meets(row, condition, "")
+    with pytest.raises(ValueError, match="column=value"):
+        laws.meets(row, "loss", "")
+
+
+def test_a_published_law_predicts_what_it_can(tmp_path, capsys):
+    law, params = tmp_path / "law.json", CASES["chinchilla"][0]
+    law.write_text(json.dumps({"law": "chinchilla", "params": params}))
+    told = json.loads(run(capsys, "predict", law, "--N=1e9", "--D=2e10", "--json"))
+    exact = evaluate(LAWS["chinchilla"], params, {"N": np.array([1e9]), "D": np.array([2e10])})
+    assert told["predicted"] == pytest.approx(exact, rel=1e-12) and told["low"] == [None]
+    for change, flags, word in (
+        ({}, ["--lr=0:0,9:1"], "no --lr"),
+        ({}, ["--N=1e9"], "--N and --D"),
+        ({}, ["--N=1e9", "--C=1e21"], "not all"),
+        ({}, ["--N=1B", "--D=1"], "--N=1B"),
+        ({"alpha": -0.3}, ["--C=1e21"], "alpha=-0.3"),
+        ({"alpha": None}, ["--C=1e21"], "law.json"),
+        ({"A": "x"}, ["--C=1e21"], "law.json"),
+    ):
+        law.write_text(json.dumps({"law": "chinchilla", "params": params | change}))
+        assert laws.main(["predict", str(law), *flags]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and word in error, error
 
 
 def test_api_mistakes_are_value_errors():
