@@ -4,9 +4,15 @@ RUN = .venv/bin/python
 
 .PHONY: demo test lint format
 
+# One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
 	$(RUN) prepare_data.py stdlib --tokenizer=bytes
-	$(RUN) train.py configs/tiny.py
+	$(RUN) study.py configs/demo.py --jobs=2
+	$(RUN) plot.py curves runs/demo/constant* runs/demo/onecycle* runs/demo/wsd*1-sqrt --from_step=120 --out=runs/demo/curves.png
+	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
+	$(RUN) plot.py bars runs/demo --out=runs/demo/bars.png
+	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
+	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

@@ -142,7 +142,9 @@ def bootstrap(predict, starts, target, delta, block, n_draws, rng):
         best = np.argmin([cost for _, cost in fits], axis=0)
         thetas.append(np.stack([found for found, _ in fits])[best, np.arange(len(rows))])
     thetas = np.concatenate(thetas)
-    thetas[:by_points] = theta + widen * math.sqrt(n / freedom) * (thetas[:by_points] - theta)
+    if by_points:  # widened as predictions: in the parameters the way is curved, and straight on would leave the law
+        moved = fitted + widen * math.sqrt(n / freedom) * (predict(thetas[:by_points])[0] - fitted)
+        thetas[:by_points] = minimize_huber(predict, thetas[:by_points], moved, delta, iterations=60)[0]
     return thetas
 
 

@@ -180,7 +180,7 @@ def plot_curves(args):
             points = new(key, [(x["step"], x[key]) for x in evaluation if key in x and x["step"] >= args.from_step])
             if points and (key == "val_loss" or i == 0 or args.all_averages):
                 dots = marker if key == "val_loss" else ""
-                label = f"{name}: {AVERAGES[key]}"
+                label = name if key == "val_loss" else f"{name}: {AVERAGES[key]}"
                 top.plot(*zip(*points, strict=True), dash, color=color, marker=dots, ms=4, label=label)
         points = new("lr", [(x["step"], x["lr"]) for x in training])
         if points:

@@ -338,7 +338,8 @@ def run(args):
     check_room(folder, waiting)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = Jobs(n_jobs, threads, launch)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt
     try:
         failed = train_all(segments, waiting, jobs)
     except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """Tables of runs: results.csv of studies, and the logs of runs, as rows; rows as lines, with means over seeds.
 
+    python tables.py runs/demo results/demo        # keeps a study's results.csv and its logs, thinned: small to commit
+
     rows = read_results(["runs/demo"], only=["schedule=wsd"])      # dicts; numbers where there are numbers
     lines = series(rows, x="total_steps", y="val_loss")            # mean and standard deviation over the seeds
 
@@ -9,11 +11,14 @@ A column that is neither a result nor a seed is a setting, and rows that differ 
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from config import main
 
 AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
 COSINES = ("cosine", "onecycle")  # onecycle is the paper's cosine
@@ -230,3 +235,25 @@ def paired(rows, cosines, y):
 def mean_and_error(values):
     """Mean and its standard error, nan for fewer than two."""
     return np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What is worth keeping of a study
+
+
+def keep(source, target, points=60):
+    """Copy results.csv, and as target/<run>.jsonl of each log the evaluations and about `points` training lines."""
+    source, target = Path(source), Path(target)
+    names = [row["name"] for row in read_table(source, ())]
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "results.csv", target)
+    for name in names:
+        training, evaluation, _ = read_log(source / name)
+        thinned = training[:: math.ceil(len(training) / points)] + training[-1:]
+        lines = sorted(thinned + evaluation, key=lambda line: line["step"])
+        text = "".join(json.dumps(line) + "\n" for line in {json.dumps(line): line for line in lines}.values())
+        (target / f"{name.replace('/', '-')}.jsonl").write_text(text)
+
+
+if __name__ == "__main__":
+    main(lambda: keep(*sys.argv[1:]) if len(sys.argv) == 3 else print(__doc__))

@@ -74,7 +74,7 @@ def test_tuples_are_values_and_lists_are_choices(study):
 def test_names_say_what_tells_runs_apart_and_no_more():
     sizes = [dict(n_layer=1, n_embd=24), dict(n_layer=2, n_embd=32), dict(n_layer=2, n_embd=64)]
     runs = [size | dict(schedule="cosine", seed=s, data_seed=s, lr=1e-3) for size in sizes for s in (0, 1)]
-    assert name_runs(runs)[:3] == ["n-layer1_n-embd24_seed0", "n-layer1_n-embd24_seed1", "n-layer2_n-embd32_seed0"]
+    assert name_runs(runs)[:3] == ["n-embd24_seed0", "n-embd24_seed1", "n-embd32_seed0"]
     assert len(set(name_runs(runs))) == len(runs)
     assert name_runs([dict(name="a/b", lr=1), dict(name="c", lr=2)]) == ["a/b", "c"]
     assert name_runs([dict(dataset="a:0.5,b/c:0.5"), dict(dataset="a")]) == ["a:0.5,b-c:0.5", "a"]

@@ -106,9 +106,9 @@ def test_curves(tmp_path, monkeypatch, suffix, start):
     monkeypatch.setattr("sys.argv", [*arguments, f"--out={out}"])
     plot.run()
     assert out.read_bytes().startswith(start)
-    assert drawn["a: weights as they are"] == ((5, 10), (4.5, 4.0))
+    assert drawn["a"] == ((5, 10), (4.5, 4.0))
     assert drawn["a: window"] == ((5, 10), (3.5, 3.0)) and "b: window" not in drawn
-    assert drawn["b: weights as they are"] == ((5, 10), (4.5, 3.5))  # from the last point that it shares
+    assert drawn["b"] == ((5, 10), (4.5, 3.5))  # from the last point that it shares
     assert drawn[None] == ((9, 10), (1e-3, 5e-4))
 
 
@@ -124,7 +124,7 @@ def test_curves_of_a_folder_of_runs(tmp_path, figure):
     write_log(tmp_path / "runs/b", 0.5)
     write_log(tmp_path / "runs/a")
     top, _ = figure("curves", str(tmp_path / "runs")).axes
-    assert list(lines_of(top)) == ["a: weights as they are", "a: window", "b: weights as they are"]
+    assert list(lines_of(top)) == ["a", "a: window", "b"]
 
 
 def test_same_svg_twice(tmp_path, table):

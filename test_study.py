@@ -160,7 +160,7 @@ def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F
     assert ended.value.code == 1
     assert "error: 3 segments failed" in err and "nowhere" in err and "(exit status 1)" in err
     assert err.count("needs ") == 2
-    assert [row["val_dataset"] for row in rows_of(args)] == ["text", "text"] and "FAILED" in out
+    assert [row["name"] for row in rows_of(args)] == ["text_total-steps20", "text_total-steps40"] and "FAILED" in out
 
 
 def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
@@ -168,7 +168,7 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
     args = write(tmp_path, data_dir, text, ema_half_life=(5.0, 10.0))
     study.run([*args, "--print"])
     waves = capsys.readouterr().out.split("\n\n")
-    assert [len(wave.strip().splitlines()) for wave in waves] == [1, 2, 1]
+    assert [len(wave.strip().splitlines()) for wave in waves] == [1, 2]
     assert all(line.split()[0] == "python" for wave in waves for line in wave.split("\n") if line)
     assert not (tmp_path / "runs").exists()
     for line in "\n".join(waves).splitlines():
