@@ -1,0 +1,640 @@
+"""Faults, in real processes and on real files: whatever happens to a run, it ends in the bits of one left alone.
+
+    python -m pytest test_faults.py              # the quick part, in `make test`
+    python -m pytest test_faults.py -m long -s   # `make test-long`: many more, and what they came to
+
+The code under test has no hooks. A run is a process of its own, which a test kills, or which first replaces a function
+by one that kills it, fills its disk or spoils its numbers. Every proof has a control: the fault without the remedy.
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
+
+import checkpoint
+from config import main
+from test_train import BASE, ENV, HERE, command, lines, newest, same, write_bins
+from train import Config, train
+
+# 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10
+SMALL = BASE | dict(
+    dataset="short", n_layer=1, n_embd=16, global_batch_size=4, total_steps=12, warmup_steps=2, cooldown_steps=4,
+    eval_every=4, eval_tokens=200, log_every=1, save_every=2, window_horizon=4,
+)  # fmt: skip
+SECRET = "c0ffee-not-to-be-found"
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported torch, and has no threads yet
+FORKS.set_forkserver_preload(["test_faults"])
+long = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    text = np.frombuffer((HERE / "train.py").read_bytes(), np.uint8)
+    write_bins(tmp_path_factory.mktemp("data") / "short", text[: 32 * 11 + 5 + 4000])
+    return next(tmp_path_factory.getbasetemp().glob("data*/short")).parent
+
+
+class Lab:
+    """A folder for runs, each in processes of its own."""
+
+    def __init__(self, path, data_dir):
+        self.path, self.data_dir, self.processes = path, data_dir, []
+
+    def start(self, name, *faults, ranks=1, env=(), **options):
+        """Start a run, one process a rank, with faults: functions that are called before it."""
+        options = {**SMALL, "name": name, "out_dir": str(self.path / "runs"), "data_dir": str(self.data_dir), **options}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        processes = []
+        for rank in range(ranks):
+            place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} | ports if ranks > 1 else {}
+            args = options, self.path / f"{name}.{rank}.out", {**place, **dict(env)}, faults
+            processes.append(FORKS.Process(target=work, args=args))
+            processes[-1].start()
+        self.processes += processes
+        return processes
+
+    def run(self, *args, **options):
+        """Start a run, and wait for its end: the exit code, or a list of those of its ranks."""
+        return ends(self.start(*args, **options))
+
+    def said(self, name, rank=0):
+        return (self.path / f"{name}.{rank}.out").read_text()
+
+    def step(self, name):
+        """That of the newest good checkpoint; 0 if there is none yet."""
+        found = checkpoint.load_latest(self.path / "runs" / name / "ckpt", warn=False)
+        return found[0]["progress"]["step"] if found else 0
+
+    def files(self, name):
+        return {p: p.read_bytes() for p in sorted((self.path / "runs" / name).rglob("*")) if p.is_file()}
+
+
+def work(options, output, env, faults):
+    """What a process of a run does: as `python train.py`, after the faults."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.environ.update(env)
+    for fault in faults:
+        fault()
+    main(lambda: train(Config(**options)))
+
+
+def ends(processes):
+    """Exit codes of processes, negative for signals; none may hang."""
+    until = time.monotonic() + 60
+    for process in processes:
+        process.join(until - time.monotonic())
+    codes = [process.exitcode for process in processes]
+    return codes[0] if len(codes) == 1 else codes
+
+
+@pytest.fixture
+def lab(tmp_path, data_dir):
+    lab = Lab(tmp_path, data_dir)
+    yield lab
+    for process in lab.processes:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data_dir):
+    """A run left alone, the measure of all others: the lab of run "run", and the seconds it took."""
+    lab = Lab(tmp_path_factory.mktemp("whole"), data_dir)
+    lab.run("first")  # starts the server of processes
+    began = time.monotonic()
+    assert lab.run("run", save_every=1) == 0
+    lab.seconds = time.monotonic() - began
+    return lab
+
+
+def assert_whole(lab, name, whole):
+    """It is finished: no weight, moment, average, log line or loss is another than if left alone, and no file is left."""
+    assert same(newest(lab.path, name), newest(whole.path, "run"))
+    assert lines(lab.path, name) == lines(whole.path, "run")
+    results = [
+        json.loads((lb.path / "runs" / n / "result.json").read_text()) for lb, n in ((lab, name), (whole, "run"))
+    ]
+    assert [r | {"name": "", "train_s": 0} for r in results][0] == results[1] | {"name": "", "train_s": 0}
+    folders = [lb.path / "runs" / n for lb, n in ((lab, name), (whole, "run"))]
+    files = [{p.relative_to(f) for p in f.rglob("*") if p.parent.name != "ckpt"} for f in folders]
+    kept = [[p.name for p in (f / "ckpt").iterdir() if checkpoint.NAME.fullmatch(p.name)] for f in folders]
+    assert files[0] == files[1] and len(list((folders[0] / "ckpt").iterdir())) == len(kept[0]) == len(kept[1]) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Faults: given as functools.partial of these, as they have to reach another process
+
+
+def wrap(target, nth, before=None, after=None):
+    """Replace the function "module.name" by one that calls `before` and `after` around its nth call (0: every one)."""
+    owner, _, name = target.rpartition(".")
+    owner = functools.reduce(getattr, owner.split(".")[1:], sys.modules[owner.partition(".")[0]])
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def wrapped(*args, **kwargs):
+        now = next(calls) == nth or not nth
+        if now and before:
+            before(*args, **kwargs)
+        result = real(*args, **kwargs)
+        if now and after:
+            after(*args, **kwargs)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def at(target, nth, before=None, after=None):
+    return functools.partial(wrap, target, nth, before, after)
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_written(state, path):
+    """As torch.save, but the process is killed in the middle."""
+    torch.serialization.save(state, path)
+    os.truncate(path, path.stat().st_size // 2)
+    die()
+
+
+# What a save is made of, in order: a crash before or after each
+POINTS = {
+    "nothing written": ("torch.save", die, None),
+    "half written": ("torch.save", half_written, None),
+    "not synced": ("os.fsync", die, None),
+    "not renamed": ("os.replace", die, None),
+    "renamed": ("os.replace", None, die),
+    "not pruned": ("checkpoint.list_steps", die, None),
+    "pruned": ("checkpoint.save", None, die),
+}
+
+
+def crash(point, nth):
+    """Kill the process at a point of its nth save."""
+    target, before, after = POINTS[point]
+    if target == "checkpoint.save":
+        wrap(target, nth, before, after)
+    else:
+        wrap("checkpoint.save", nth, lambda *args: wrap(target, 1, before, after))
+
+
+def power_cut():
+    """From now on a kill takes with it what was not synced: torch.save's files are empty until os.fsync."""
+    kill, synced, written = os.kill, set(), []
+
+    def lose(pid, number):
+        for path in written:
+            for there in (path, path.with_name(path.name[1:].removesuffix(".tmp"))):  # before and after its renaming
+                if there.exists() and there.stat().st_ino not in synced:
+                    os.truncate(there, 0)
+        kill(pid, number)
+
+    os.kill = lose
+    wrap("os.fsync", 0, after=lambda file: synced.add(os.fstat(file).st_ino))
+    wrap("torch.save", 0, before=lambda state, path: written.append(path))
+
+
+def no_sync():
+    os.fsync = lambda file: None
+
+
+def in_place():
+    """Save as most scripts do: torch.save to the one name of the checkpoint."""
+
+    def save(folder, step, state, *_):
+        folder.mkdir(exist_ok=True)
+        torch.save(state, folder / "step_00000001.pt")
+
+    checkpoint.save = save
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=long)])
+def test_resumed_at_every_step(lab, whole, dtype):
+    """At each one alone and at all in a chain: within an epoch, at its end, behind it; in processes of their own."""
+    assert lab.run("run", dtype=dtype) == 0
+    assert dtype != "float32" or assert_whole(lab, "run", whole) is None
+    for k in range(1, 12):
+        for name in (f"at {k}", "chain"):
+            assert lab.run(name, dtype=dtype, stop_at=k) == 0 and lab.step(name) == k
+        assert lab.run(f"at {k}", dtype=dtype) == 0
+        assert_whole(lab, f"at {k}", lab)
+    assert lab.run("chain", dtype=dtype) == 0
+    assert_whole(lab, "chain", lab)
+
+
+@long
+def test_resumed_when_compiled(lab):
+    assert lab.run("run", compile=True) == 0
+    assert lab.run("parts", compile=True, stop_at=7) == 0 == lab.run("parts", compile=True)
+    assert_whole(lab, "parts", lab)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Kills
+
+
+def kill_at_random(lab, name, rng, seconds, *faults, kills, **options):
+    """Start a run again and again, and kill it at random times, `kills` times; returns what the kills left behind.
+
+    The checkpoint of each has to be good, unless there was none yet: if not, this is False in place of its step.
+    """
+    left = []
+    while len(left) < kills:
+        (process,) = lab.start(name, *faults, save_every=1, **options)
+        process.join(rng.uniform(0.02, seconds))
+        process.kill()
+        if ends([process]) == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL, lab.said(name)
+        try:
+            left.append(lab.step(name))
+        except ValueError:
+            left.append(False)
+            break
+    return left
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=long)])
+def test_killed_at_random_times(lab, whole, kills):
+    rng, steps, halves = random.Random(0), [], 0
+    for run in itertools.count():
+        left = kill_at_random(lab, f"{run}", rng, whole.seconds, kills=min(5, kills - len(steps)))
+        halves += bool(list((lab.path / "runs" / f"{run}" / "ckpt").glob(".*.tmp")))
+        steps += left
+        assert False not in [step is not False for step in left]
+        assert lab.run(f"{run}", save_every=1) == 0, lab.said(f"{run}")
+        assert_whole(lab, f"{run}", whole)
+        if len(steps) == kills:
+            break
+    assert len(set(steps)) > 4  # they came at many places
+    print(
+        f"\n{kills} kills at random times: {run + 1} of {run + 1} runs ended in the same bits; {halves} were in a save"
+    )
+
+
+@pytest.mark.parametrize("runs", [1, pytest.param(10, marks=long)])
+def test_killed_at_random_times_a_save_in_place_loses_runs(lab, whole, runs):
+    """The control: the same harness, torch.save to the final name."""
+    rng, kills, lost = random.Random(0), 0, 0
+    for run in range(runs):
+        left = kill_at_random(lab, f"{run}", rng, whole.seconds, in_place, kills=5 if runs > 1 else 100)
+        kills, lost = kills + len(left), lost + (False in [step is not False for step in left])
+    assert lost > 0
+    print(f"\nthe same with torch.save in place: {kills} kills, {lost} of {runs} runs lost")
+
+
+SAVES = [1, 3, 6]  # of 6; the last one too, behind which nothing is saved
+
+
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=long)])
+def test_killed_at_every_point_of_a_save(lab, whole, cut):
+    for i, (point, nth) in enumerate(itertools.product(POINTS, SAVES)):
+        faults = [functools.partial(crash, point, nth)] + [power_cut] * cut
+        assert lab.run(f"{i}", *faults) == -signal.SIGKILL, (point, nth)
+        saved = list(POINTS).index(point) >= list(POINTS).index("renamed")
+        assert lab.step(f"{i}") == 2 * (nth - (not saved)), (point, nth)
+        assert lab.run(f"{i}") == 0, lab.said(f"{i}")
+        assert_whole(lab, f"{i}", whole)
+    print(
+        f"\n{i + 1} crash points in saving{', each with a power cut' * cut}: {i + 1} of {i + 1} ended in the same bits"
+    )
+
+
+def test_killed_in_a_save_in_place_the_run_is_lost(lab):
+    """The controls: in place, and without syncing."""
+    for name, *faults in (("in place", in_place), ("not synced", power_cut, no_sync)):
+        point = "half written" if name == "in place" else "renamed"
+        assert lab.run(name, *faults, functools.partial(crash, point, 1)) == -signal.SIGKILL
+        before = lab.files(name)
+        assert lab.run(name) == 1 and lab.files(name) == before
+        assert "no checkpoint in" in lab.said(name).splitlines()[-1]
+
+
+def half_a_line(self, entry, left_s=None):
+    self.stream.write('{"step": 4, "tra')
+    self.stream.flush()
+    die()
+
+
+def test_killed_while_other_files_are_written(lab, whole):
+    faults = {
+        "config": at("tracking.write_whole", 1, die),
+        "log": at("tracking.write_whole", 2, die),
+        "result": at("tracking.write_whole", 3, die),
+        "before the rename": at("os.replace", 2, die),
+        "line": at("tracking.RunFolder.log", 5, half_a_line),
+        "code": at("shutil.copy", 3, die),
+        "end": at("tracking.RunFolder.finish", 1, None, die),
+    }
+    for name, fault in faults.items():
+        assert lab.run(name, fault) == -signal.SIGKILL
+        if name in ("config", "log", "before the rename"):
+            assert lab.run(name, stop_at=6) == 0  # there is a log now: again
+            assert lab.run(name, fault) == -signal.SIGKILL
+            assert lab.step(name) == 6
+        assert lab.run(name) == 0
+        assert_whole(lab, name, whole)
+    assert lines(lab.path, "line") == lines(whole.path, "run")
+
+
+def test_killed_rank_ends_the_others(lab, whole):
+    for rank in (0, 1):
+        name = f"rank {rank}"
+        processes = lab.start(name, ranks=2, save_every=1)
+        while lab.step(name) < 3:
+            assert all(process.is_alive() for process in processes), lab.said(name)
+        processes[rank].kill()
+        codes = ends(processes)
+        assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1, codes
+        assert 3 <= lab.step(name) < 12 and lab.run(name, ranks=2) == [0, 0]
+        assert_whole(lab, name, whole)
+
+
+@long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_rank_ends_torchrun(lab, whole, data_dir, rank):
+    process = subprocess.Popen(
+        torchrun(lab, "run", save_every=1), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until(process, "step      3  loss")
+    began = time.monotonic()
+    os.kill(workers(process)[rank], signal.SIGKILL)
+    process.stdout.read()
+    assert process.wait(60) == 1
+    print(f"\nrank {rank} of 2 killed: torchrun ended after {time.monotonic() - began:.1f} s")
+    assert 3 <= lab.step("run") < 12 and lab.run("run", ranks=2) == [0, 0]
+    assert_whole(lab, "run", whole)
+
+
+def torchrun(lab, name, **options):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return command(lab.path, lab.data_dir, name, *launcher, **{**SMALL, **options, "data_dir": lab.data_dir})
+
+
+def until(process, begin):
+    for line in process.stdout:
+        if line.startswith(begin):
+            return
+    raise AssertionError(f"it ended before {begin!r}")
+
+
+def workers(launcher):
+    """Process ids of torchrun's workers, by rank."""
+    ranks = {}
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        env = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        ranks[int(env.get("RANK", -1))] = int(pid)
+    return ranks
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Signals
+
+
+def raise_signal(file, number, *args, **kwargs):
+    """Send this process a signal, as a scheduler does, and write down when."""
+    file.write_text(str(time.monotonic()))
+    os.kill(os.getpid(), number)
+
+
+WHILE = {"evaluating": "train.chunk_losses", "saving": "torch.save", "reading": "data.TrainStream.batch"}
+WHILE |= {"updating": "train.optim.set_lr", "averaging": "averaging.swapped", "logging": "tracking.RunFolder.log"}
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_at_any_moment_saves_the_last_finished_step(lab, whole, number, status):
+    seconds = []
+    for name, target in WHILE.items():
+        sent = lab.path / "sent"
+        fault = at(target, 3, functools.partial(raise_signal, sent, number))
+        assert lab.run(name, fault, save_every=6) == status, lab.said(name)
+        seconds.append(time.monotonic() - float(sent.read_text()))
+        finished = [x["step"] for x in lines(lab.path, name) if "train_loss" in x]
+        assert 1 <= lab.step(name) < 12 and finished == list(range(1, lab.step(name) + 1)), name  # none was lost
+        assert f"stopped by a signal at step {finished[-1]}" in lab.said(name)
+        assert lab.run(name) == 0
+        assert_whole(lab, name, whole)
+    assert max(seconds) < 5
+    print(
+        f"\n{signal.Signals(number).name} at {len(WHILE)} moments: saved, ended within {max(seconds):.1f} s, none lost"
+    )
+
+
+@pytest.mark.parametrize("signals", [5, pytest.param(30, marks=long)])
+def test_signals_at_random_times(lab, whole, signals):
+    """Only they save: what one run finished, the next one goes on behind. Before step 0 there is nothing to save."""
+    rng, seconds, saved = random.Random(0), [], 0
+    for i in range(signals):
+        name = f"{i // 3}"
+        (process,) = lab.start(name, save_every=0)
+        process.join(rng.uniform(0.02, whole.seconds))
+        before, sent = lab.step(name), time.monotonic()
+        os.kill(process.pid, signal.SIGTERM) if process.is_alive() else None
+        code = ends([process])
+        seconds.append(time.monotonic() - sent)
+        assert code in (0, 143, -signal.SIGTERM), lab.said(name)
+        shown = [line.split()[1] for line in lab.said(name).splitlines() if line.startswith("step") and "loss" in line]
+        assert lab.step(name) >= max([before, *(int(step) for step in shown)]), lab.said(name)
+        saved += code == 143
+    for name in {f"{i // 3}" for i in range(signals)}:
+        assert lab.run(name, save_every=1) == 0
+        assert_whole(lab, name, whole)
+    assert max(seconds) < 5 and saved > 0
+    print(
+        f"\n{signals} SIGTERMs at random times: {saved} in the loop, all ended within {max(seconds):.1f} s, none lost"
+    )
+
+
+def stuck(*args, **kwargs):
+    """A step that does not end, in which two signals come: the second one, too late to be the first again, is meant."""
+    sys.modules["tracking"].REPEAT_S = 0.0
+    os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.01), os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_second_signal_ends_what_is_stuck(lab, whole):
+    assert lab.run("run", at("train.optim.set_lr", 6, stuck)) == -signal.SIGTERM
+    assert lab.step("run") == 4  # saved every 2: step 5 is lost, and made again
+    assert lab.run("run") == 0
+    assert_whole(lab, "run", whole)
+
+
+def test_signal_to_one_of_two_ranks_stops_both(lab, whole):
+    for rank in (0, 1):
+        name, sent = f"rank {rank}", lab.path / "sent"
+        fault = functools.partial(on_rank, rank, at("train.optim.set_lr", 4, functools.partial(raise_signal, sent, 15)))
+        assert lab.run(name, fault, ranks=2, save_every=0) == [143, 143]
+        assert time.monotonic() - float(sent.read_text()) < 5
+        assert lab.step(name) == 4 and [p.name for p in lab.files(name) if p.suffix == ".pt"] == ["step_00000004.pt"]
+        assert lab.run(name, save_every=1) == 0  # on one
+        assert_whole(lab, name, whole)
+
+
+def on_rank(rank, fault):
+    if os.environ.get("RANK") == str(rank):
+        fault()
+
+
+@long
+def test_signal_to_torchrun(lab, whole):
+    for name, to in (("torchrun", None), ("worker", 1)):
+        process = subprocess.Popen(
+            torchrun(lab, name, save_every=0, total_steps=12), env=ENV, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        until(process, "step      3  loss")
+        began = time.monotonic()
+        os.kill(process.pid if to is None else workers(process)[to], signal.SIGTERM)
+        said = process.stdout.read()
+        assert process.wait(60) == 1  # its own way, whatever the workers return
+        finished = [x["step"] for x in lines(lab.path, name) if "train_loss" in x]
+        assert 3 <= lab.step(name) == finished[-1] < 12 and f"stopped by a signal at step {finished[-1]}" in said
+        print(f"\nSIGTERM to {name}: saved, and torchrun ended after {time.monotonic() - began:.1f} s")
+        assert lab.run(name, save_every=1, ranks=2) == [0, 0]
+        assert_whole(lab, name, whole)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Damaged files
+
+
+def flip(path, rng):
+    raw = bytearray(path.read_bytes())
+    raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    path.write_bytes(raw)
+
+
+@pytest.fixture
+def halfway(lab):
+    """A run that was stopped at step 8, with checkpoints of steps 6 and 8; again(name) makes a copy of it."""
+    assert lab.run("run", stop_at=8) == 0
+
+    def again(name):
+        shutil.copytree(lab.path / "runs/run", lab.path / "runs" / name)
+        return lab.path / "runs" / name / "ckpt/step_00000008.pt"
+
+    return again
+
+
+def test_truncated_checkpoint_is_passed_over(lab, halfway, whole):
+    size = (lab.path / "runs/run/ckpt/step_00000008.pt").stat().st_size
+    sizes = [0, *(int(size * share) for share in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)), size - 1]
+    for size in sizes:
+        os.truncate(halfway(f"{size}"), size)
+        assert lab.run(f"{size}") == 0
+        said = lab.said(f"{size}")
+        assert said.startswith("warning: ") and said.count("warning: ") == 1 and "from: step 6 of " in said
+        assert_whole(lab, f"{size}", whole)
+    print(f"\n{len(sizes)} of {len(sizes)} truncations: the checkpoint before it was used, same bits at the end")
+
+
+@pytest.mark.parametrize("flips", [5, pytest.param(100, marks=long)])
+def test_flipped_bit_is_caught(lab, halfway, whole, flips):
+    rng = random.Random(0)
+    for i in range(flips):
+        flip(halfway(f"{i}"), rng)
+        assert lab.run(f"{i}") == 0 and "from: step 6 of " in lab.said(f"{i}")
+        assert_whole(lab, f"{i}", whole)
+    print(f"\n{flips} of {flips} flipped bits: caught, the checkpoint before it was used, same bits at the end")
+
+
+def test_flipped_bit_goes_unnoticed_without_verifying(lab, halfway, whole, monkeypatch):
+    """The control: torch.load takes it, and the run ends in other bits."""
+    path = halfway("x")
+    raw = bytearray(path.read_bytes())
+    weights = checkpoint.load(path)["model"]["norm.weight"].numpy().tobytes()
+    raw[raw.index(weights) + 2] ^= 1
+    path.write_bytes(raw)
+    assert lab.run("x", no_verify) == 0 and "from: step 8 of " in lab.said("x")
+    assert not same(newest(lab.path, "x"), newest(whole.path, "run"))
+
+
+def no_verify():
+    checkpoint.verify = lambda path: None
+
+
+def test_with_no_good_checkpoint_it_stops_and_touches_nothing(lab, halfway):
+    path = halfway("x")
+    os.truncate(path, 1000), flip(path.with_name("step_00000006.pt"), random.Random(0))
+    before = lab.files("x")
+    assert lab.run("x") == 1 and lab.files("x") == before
+    *warnings, error = lab.said("x").splitlines()
+    assert [line.partition(": ")[0] for line in warnings] == ["warning", "warning"]
+    assert error.startswith(f"error: no checkpoint in {path.parent} is good: restore one, or delete the folder")
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_code_in_a_checkpoint_is_not_run(lab):
+    """Neither in one to branch from nor in the run's own, sealed and named as ours are."""
+    marker, evil = lab.path / "marker", lab.path / "runs/own/ckpt/step_00000002.pt"
+    evil.parent.mkdir(parents=True)
+    torch.save({"format": checkpoint.FORMAT, "model": Evil(marker)}, evil)
+    checkpoint.seal(evil)
+    for name in ("own", "branch"):
+        assert lab.run(name, init_from=str(evil)) == 1 and "error: " in lab.said(name).splitlines()[-1]
+        assert not marker.exists()
+    torch.load(evil, weights_only=False)
+    assert marker.exists()  # the control
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Full disks
+
+
+def small_disk(failing):
+    """The saves of these numbers find no room: no file can grow beyond 100 kB, an error like that of a full disk."""
+    limits, saves = resource.getrlimit(resource.RLIMIT_FSIZE), itertools.count(1)
+
+    def shrink(*args):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if next(saves) in failing else limits[0], limits[1]))
+
+    wrap("checkpoint.save", 0, shrink)
+    wrap("checkpoint.try_save", 0, None, lambda *args: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+
+
+def test_full_disk_for_a_while(lab, whole):
+    assert lab.run("run", functools.partial(small_disk, {2, 3, 5})) == 0
+    said = lab.said("run").splitlines()
+    warnings = [line for line in said if line.startswith("warning: could not save the checkpoint of step ")]
+    assert len(warnings) == 3 and all(line.endswith("; training goes on") for line in warnings)
+    assert_whole(lab, "run", whole)
+
+
+def test_full_disk_for_long(lab, whole):
+    assert lab.run("run", functools.partial(small_disk, {2, 3, 4})) == 1
+    (error,) = [line for line in lab.said("run").splitlines() if line.startswith("error: ")]
+    assert "step 8" in error and "MB free on disk" in error and "the earlier ones are whole: make room" in error
+    assert "Traceback" not in lab.said("run") and lab.step("run") == 2
+    assert [p.name for p in (lab.path / "runs/run/ckpt").iterdir()] == ["step_00000002.pt"]
+    assert lab.run("run") == 0
+    assert_whole(lab, "run", whole)
