@@ -254,54 +254,52 @@ def test_resumed_when_compiled(lab):
 # Kills
 
 
-def kill_at_random(lab, name, rng, seconds, *faults, kills, **options):
-    """Start a run again and again, and kill it at random times, `kills` times; returns what the kills left behind.
+def kill_at_random(lab, name, rng, seconds, *faults, kills):
+    """Start a run again and again, and kill it at random times, at most `kills` times.
 
-    The checkpoint of each has to be good, unless there was none yet: if not, this is False in place of its step.
+    Returns what each kill left: the step of the newest good checkpoint, or None if there are only bad ones, which ends
+    it; and whether it came in the middle of a save.
     """
-    left = []
-    while len(left) < kills:
-        (process,) = lab.start(name, *faults, save_every=1, **options)
+    left, ckpt = [], lab.path / "runs" / name / "ckpt"
+    while len(left) < kills and (not left or left[-1][0] is not None):
+        (process,) = lab.start(name, *faults, save_every=1)
         process.join(rng.uniform(0.02, seconds))
         process.kill()
         if ends([process]) == 0:
             break
         assert process.exitcode == -signal.SIGKILL, lab.said(name)
         try:
-            left.append(lab.step(name))
+            left.append((lab.step(name), any(ckpt.glob(".*.tmp"))))
         except ValueError:
-            left.append(False)
-            break
+            left.append((None, True))
     return left
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=long)])
 def test_killed_at_random_times(lab, whole, kills):
-    rng, steps, halves = random.Random(0), [], 0
-    for run in itertools.count():
-        left = kill_at_random(lab, f"{run}", rng, whole.seconds, kills=min(5, kills - len(steps)))
-        halves += bool(list((lab.path / "runs" / f"{run}" / "ckpt").glob(".*.tmp")))
-        steps += left
-        assert False not in [step is not False for step in left]
-        assert lab.run(f"{run}", save_every=1) == 0, lab.said(f"{run}")
-        assert_whole(lab, f"{run}", whole)
-        if len(steps) == kills:
-            break
-    assert len(set(steps)) > 4  # they came at many places
+    rng, left, runs = random.Random(0), [], 0
+    while len(left) < kills:
+        name, runs = f"{runs}", runs + 1
+        left += kill_at_random(lab, name, rng, whole.seconds, kills=min(5, kills - len(left)))
+        assert (None, True) not in left, lab.said(name)
+        assert lab.run(name, save_every=1) == 0, lab.said(name)
+        assert_whole(lab, name, whole)
+    steps, halves = {step for step, _ in left}, sum(half for _, half in left)
     print(
-        f"\n{kills} kills at random times: {run + 1} of {run + 1} runs ended in the same bits; {halves} were in a save"
+        f"\n{kills} kills at {len(steps)} steps, {halves} within a save: {runs} of {runs} runs ended in the same bits"
     )
 
 
 @pytest.mark.parametrize("runs", [1, pytest.param(10, marks=long)])
-def test_killed_at_random_times_a_save_in_place_loses_runs(lab, whole, runs):
-    """The control: the same harness, torch.save to the final name."""
-    rng, kills, lost = random.Random(0), 0, 0
-    for run in range(runs):
-        left = kill_at_random(lab, f"{run}", rng, whole.seconds, in_place, kills=5 if runs > 1 else 100)
-        kills, lost = kills + len(left), lost + (False in [step is not False for step in left])
+def test_killed_at_random_times_saves_in_place_lose_runs(lab, whole, runs):
+    """The control: the same, with torch.save to the final name; goes on beyond `runs` until it has lost one."""
+    rng, left, lost, done = random.Random(0), [], 0, 0
+    while done < runs or not lost and done < 50:
+        left += kill_at_random(lab, f"{done}", rng, whole.seconds, in_place, kills=5)
+        lost, done = lost + (left[-1][0] is None), done + 1
+        assert left[-1][0] is not None or lab.run(f"{done - 1}") == 1  # which says so
     assert lost > 0
-    print(f"\nthe same with torch.save in place: {kills} kills, {lost} of {runs} runs lost")
+    print(f"\nthe same with torch.save in place: {len(left)} kills, {lost} of {done} runs lost")
 
 
 SAVES = [1, 3, 6]  # of 6; the last one too, behind which nothing is saved
