@@ -8,8 +8,10 @@ by one that kills it, fills its disk or spoils its numbers. Every proof has a co
 """
 
 import functools
+import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -28,8 +30,10 @@ import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
 
 import checkpoint
+import data
+import prepare_data
 from config import main
-from test_train import BASE, ENV, HERE, command, lines, newest, same, write_bins
+from test_train import BASE, ENV, HERE, command, lines, newest, same, tensors, write_bins
 from train import Config, train
 
 # 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10
@@ -97,13 +101,27 @@ def work(options, output, env, faults):
     main(lambda: train(Config(**options)))
 
 
-def ends(processes):
+def ends(processes, seconds=60):
     """Exit codes of processes, negative for signals; none may hang."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + seconds
     for process in processes:
         process.join(until - time.monotonic())
     codes = [process.exitcode for process in processes]
     return codes[0] if len(codes) == 1 else codes
+
+
+def cpu_seconds(process):
+    """Of another process, by the clock that clock_getcpuclockid(3) finds on Linux; inf if it is over."""
+    try:
+        return time.clock_gettime(~process.pid << 3 | 2)
+    except OSError:
+        return math.inf
+
+
+def wait_for(process, seconds):
+    """Wait until a process has had so many seconds of a core, which is as far into a run on a busy machine, too."""
+    while cpu_seconds(process) < seconds:
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -116,13 +134,20 @@ def lab(tmp_path, data_dir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, data_dir):
-    """A run left alone, the measure of all others: the lab of run "run", and the seconds it took."""
+    """A run left alone, the measure of all others: the lab of run "run", and the seconds of a core that it took."""
     lab = Lab(tmp_path_factory.mktemp("whole"), data_dir)
-    lab.run("first")  # starts the server of processes
-    began = time.monotonic()
-    assert lab.run("run", save_every=1) == 0
-    lab.seconds = time.monotonic() - began
+    lab.seconds = took(*lab.start("run", save_every=1))
     return lab
+
+
+def took(process):
+    """Seconds of a core that a process takes to its end."""
+    seconds = 0.0
+    while process.is_alive() and (now := cpu_seconds(process)) < math.inf:
+        seconds = max(seconds, now)
+        time.sleep(0.001)
+    assert ends([process]) == 0
+    return seconds
 
 
 def assert_whole(lab, name, whole):
@@ -245,8 +270,8 @@ def test_resumed_at_every_step(lab, whole, dtype):
 
 @long
 def test_resumed_when_compiled(lab):
-    assert lab.run("run", compile=True) == 0
-    assert lab.run("parts", compile=True, stop_at=7) == 0 == lab.run("parts", compile=True)
+    for name, stop_at in (("run", None), ("parts", 7), ("parts", None)):
+        assert ends(lab.start(name, compile=True, stop_at=stop_at), seconds=300) == 0
     assert_whole(lab, "parts", lab)
 
 
@@ -263,7 +288,7 @@ def kill_at_random(lab, name, rng, seconds, *faults, kills):
     left, ckpt = [], lab.path / "runs" / name / "ckpt"
     while len(left) < kills and (not left or left[-1][0] is not None):
         (process,) = lab.start(name, *faults, save_every=1)
-        process.join(rng.uniform(0.02, seconds))
+        wait_for(process, rng.uniform(0, seconds))
         process.kill()
         if ends([process]) == 0:
             break
@@ -371,7 +396,7 @@ def test_killed_rank_ends_the_others(lab, whole):
 
 @long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_killed_rank_ends_torchrun(lab, whole, data_dir, rank):
+def test_killed_rank_ends_torchrun(lab, whole, rank):
     process = subprocess.Popen(
         torchrun(lab, "run", save_every=1), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -387,7 +412,7 @@ def test_killed_rank_ends_torchrun(lab, whole, data_dir, rank):
 
 def torchrun(lab, name, **options):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return command(lab.path, lab.data_dir, name, *launcher, **{**SMALL, **options, "data_dir": lab.data_dir})
+    return command(lab.path, lab.data_dir, name, *launcher, **SMALL | options)
 
 
 def until(process, begin):
@@ -446,7 +471,7 @@ def test_signals_at_random_times(lab, whole, signals):
     for i in range(signals):
         name = f"{i // 3}"
         (process,) = lab.start(name, save_every=0)
-        process.join(rng.uniform(0.02, whole.seconds))
+        wait_for(process, rng.uniform(0, whole.seconds))
         before, sent = lab.step(name), time.monotonic()
         os.kill(process.pid, signal.SIGTERM) if process.is_alive() else None
         code = ends([process])
@@ -490,7 +515,7 @@ def test_signal_to_one_of_two_ranks_stops_both(lab, whole):
 
 
 def on_rank(rank, fault):
-    if os.environ.get("RANK") == str(rank):
+    if os.environ.get("RANK", "0") == str(rank):
         fault()
 
 
@@ -634,3 +659,289 @@ def test_full_disk_for_long(lab, whole):
     assert [p.name for p in (lab.path / "runs/run/ckpt").iterdir()] == ["step_00000002.pt"]
     assert lab.run("run") == 0
     assert_whole(lab, "run", whole)
+
+
+def on_small_disk(lab, megabytes, script, *outcome):
+    """Run a shell script in a file system of so many MB on `disk`, which only it sees; outcome: what to copy from it."""
+    disk = lab.path / "disk"
+    disk.mkdir(exist_ok=True)
+    copy = "".join(f"cp -r {disk}/{name} {lab.path}/ 2> /dev/null; " for name in outcome)
+    script = f"mount -t tmpfs -o size={megabytes}m none {disk} || exit 99; {script}; code=$?; {copy} exit $code"
+    return subprocess.run(["unshare", "-m", "sh", "-c", script], env=ENV, cwd=HERE, capture_output=True, text=True)
+
+
+can_mount = pytest.mark.skipif(
+    subprocess.run("unshare -m mount -t tmpfs none /mnt", shell=True, capture_output=True).returncode != 0,
+    reason="needs the right to mount a file system",
+)
+
+
+@long
+@can_mount
+def test_truly_full_disk(lab, whole):
+    """1 MB holds a checkpoint of 0.5 MB and not two: in the end one line says so, and with room the run goes on."""
+    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL))
+    line = line.replace(f"{lab.path}/runs", f"{lab.path}/disk/runs")
+    script = f"{line}; code=$?; cp -r {lab.path}/disk/runs {lab.path}/full; mount -o remount,size=9m {lab.path}/disk;"
+    done = on_small_disk(lab, 1, f"{script} {line} && exit $code", "runs")
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("warning: could not save the checkpoint of step ") == 2 and "make room" in error
+    (good,) = (lab.path / "full/run/ckpt").iterdir()
+    assert checkpoint.load(good)["progress"]["step"] == 2
+    assert f"from: step 2 of {lab.path}/disk/runs/run/ckpt/{good.name}" in done.stdout
+    assert_whole(lab, "run", whole)
+
+
+@long
+@can_mount
+def test_disk_full_to_the_last_byte(lab, whole):
+    """Not even a line of the log finds room: one line says so, and the next start finds all there was."""
+    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL | {"save_every": 4}))
+    line = line.replace(f"{lab.path}/runs", f"{lab.path}/disk/runs")
+    fill = f"cat /dev/zero > {lab.path}/disk/filler 2> /dev/null"
+    script = f"{line} --stop_at=5; {fill}; {line}; code=$?; rm {lab.path}/disk/filler; {line} && exit $code"
+    done = on_small_disk(lab, 9, script, "runs")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert "No space left on device" in done.stderr and done.stdout.count("from: step 5 of ") >= 1
+    assert_whole(lab, "run", whole)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Preparing data
+
+
+@pytest.fixture
+def preparing(tmp_path):
+    """start(name, *faults) prepares the same 200 documents, in 3 shards, in a process of its own."""
+    words = (HERE / "train.py").read_text().split()
+    texts = [" ".join(words[i : i + 40]) for i in range(200)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def start(name, *faults):
+        args = ["--tokenizer=bytes", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}", f"--name={name}"]
+        process = FORKS.Process(target=prepare, args=([str(tmp_path / "in.jsonl"), *args], tmp_path / "out", faults))
+        process.start()
+        return process
+
+    start.seconds = took(start("whole"))
+    return start
+
+
+def prepare(args, output, faults):
+    """What a process does: as `python prepare_data.py`, after the faults."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1), os.dup2(file, 2)
+    prepare_data.CHUNK_CHARS, prepare_data.SHARD_TOKENS = 4000, 20_000
+    for fault in faults:
+        fault()
+    prepare_data.main(args)
+
+
+def taken_for_whole(folder):
+    """Whether the reader takes the bins in a folder; if so they have to be those of a preparation left alone."""
+    try:
+        data.open_bin(folder, "train"), data.open_bin(folder, "val")
+    except ValueError:
+        return False
+    assert all((folder / name).read_bytes() == (folder.parent / "whole" / name).read_bytes() for name in BINS)
+    return True
+
+
+BINS = ("train.bin", "val.bin", "meta.json")
+FILES = 6  # written by a preparation: 3 shards, and these
+
+
+def assert_made_whole(folder, preparing):
+    """The same command goes on, and ends in the same bytes, with nothing beside them."""
+    assert ends([preparing(folder.name)]) == 0 and taken_for_whole(folder)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(BINS)
+
+
+def cut_off(file):
+    """As if half of a file had reached the disk."""
+    os.ftruncate(file, os.fstat(file).st_size // 2)
+    die()
+
+
+def test_preparation_killed_at_every_point(tmp_path, preparing):
+    points = {  # each file is synced, renamed, and its folder synced
+        "half written": lambda file: at("os.fsync", 2 * file - 1, cut_off),
+        "written": lambda file: at("os.replace", file, die),
+        "renamed": lambda file: at("os.replace", file, None, die),
+    }
+    for i, (point, file) in enumerate(itertools.product(points, range(1, FILES + 1))):
+        folder = tmp_path / f"{i}"
+        assert ends([preparing(folder.name, points[point](file))]) == -signal.SIGKILL, (point, file)
+        assert taken_for_whole(folder) == ((point, file) == ("renamed", FILES))
+        assert_made_whole(folder, preparing)
+    print(f"\n{i + 1} crash points in preparing: bins taken for whole only when they were, same bytes in the end")
+
+
+def test_preparation_in_place_leaves_bins_that_look_whole(tmp_path, preparing):
+    """The control: files written under their final names, and what is there taken for done, as many scripts do."""
+    folder = tmp_path / "x"
+    assert ends([preparing("x", write_in_place, at("prepare_data.write_meta", 1, die))]) == -signal.SIGKILL
+    os.truncate(folder / "train.bin", 1000), prepare_data.adopt(folder, "bytes")
+    with pytest.raises(AssertionError):
+        taken_for_whole(folder)
+
+
+def write_in_place():
+    prepare_data.written = lambda path: open(path, "wb")
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=long)])
+def test_preparation_killed_at_random_times(tmp_path, preparing, kills):
+    rng, killed, name = random.Random(0), 0, 0
+    while killed < kills:
+        folder, name = tmp_path / f"{name}", name + 1
+        for _ in range(5):
+            process = preparing(folder.name)
+            wait_for(process, rng.uniform(0, preparing.seconds))
+            process.kill()
+            killed += ends([process]) == -signal.SIGKILL
+            assert not folder.exists() or taken_for_whole(folder) == (folder / "meta.json").exists()
+        assert_made_whole(folder, preparing)
+    print(f"\n{killed} kills of {name} preparations at random times: the same bytes in the end")
+
+
+@long
+@can_mount
+def test_preparation_on_a_full_disk(lab, tmp_path, preparing):
+    """Bins and, for a moment, shards take 150 kB: at any size that is too small one line says so."""
+    line = f"{sys.executable} prepare_data.py {tmp_path}/in.jsonl --tokenizer=bytes --val_frac=0.2 --procs=1 --name=x"
+    for kilobytes in (4, 16, 48, 80, 120):
+        script = f"mount -o remount,size={kilobytes}k {tmp_path}/disk; {line} --data_dir={tmp_path}/disk"
+        done = on_small_disk(lab, 1, script, "x")
+        (error,) = [line for line in done.stderr.splitlines() if "tokens/s" not in line]
+        assert done.returncode == 1 and error.startswith("prepare_data.py: ") and "No space left" in error, done.stderr
+        assert not (tmp_path / "x").exists() or not taken_for_whole(tmp_path / "x")
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+
+
+@long
+@can_mount
+def test_read_only_disk(lab, tmp_path, preparing):
+    disk = tmp_path / "disk"
+    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL)).replace(f"{lab.path}/runs", f"{disk}/runs")
+    prepared = f"{sys.executable} prepare_data.py {tmp_path}/in.jsonl --tokenizer=bytes --procs=1 --data_dir={disk}"
+    for script in (line, prepared):
+        done = on_small_disk(lab, 1, f"mount -o remount,ro {disk}; {script}")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == "", done.stderr
+        assert "cannot write to" in done.stderr or "Read-only file system" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Numbers, and what is consumed
+
+
+def spoil(value, parameters, *args):
+    parameters[0].grad[0] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_gradient_on_one_rank_is_skipped_on_both(lab, value):
+    """As on one rank that has the same sequences; nothing of it gets into weights, moments or averages."""
+    bad = functools.partial(spoil, value)
+    assert lab.run("one", at("train.optim.add_by_halves", 2 * 4 + 2, bad), eval_every=0) == 0
+    fault = functools.partial(on_rank, 1, at("train.optim.add_by_halves", 4 + 1, bad))
+    assert lab.run("two", fault, ranks=2, eval_every=0) == [0, 0]
+    one, two = newest(lab.path, "one"), newest(lab.path, "two")
+    assert same(one, two) and lines(lab.path, "one") == lines(lab.path, "two")
+    assert one["progress"]["skipped"] == 1 == two["progress"]["skipped"] and two["progress"]["step"] == 12
+    assert all(torch.isfinite(t).all() for t in tensors(two).values())
+    assert lab.run("good", eval_every=0) == 0 and not same(newest(lab.path, "good"), two)
+
+
+def consume(self, file, position, count):
+    """Write down what a rank takes: each position, and a hash of its tokens."""
+    rows = self.untold(position, count)
+    hashes = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
+    os.write(file, "".join(f"{position + i} {h}\n" for i, h in enumerate(hashes)).encode())
+    return rows
+
+
+def tell(path):
+    """Write down all that this process consumes."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    data.TrainStream.untold = data.TrainStream.batch
+    data.TrainStream.batch = functools.partialmethod(consume, file)
+
+
+def skip_one():
+    """A reader that is one sequence off: the control."""
+    real = data.TrainStream.untold
+    data.TrainStream.untold = lambda self, position, count: real(self, position + 1, count)
+
+
+def consumed(attempts):
+    """Hashes of the sequences that the weights have seen, in order; attempts: [(file, its first step)]."""
+    seen = {}
+    for path, first in attempts:
+        seen = {position: h for position, h in seen.items() if position < 4 * first}  # what a kill lost is made again
+        now = [(int(p), h) for p, h in (line.split() for line in path.read_text().splitlines())]
+        assert len(now) == len(dict(now)) and min(dict(now)) == 4 * first  # none twice, none left out before it
+        seen |= dict(now)
+    assert sorted(seen) == list(range(48))
+    return [seen[position] for position in range(48)]
+
+
+def test_order_consumed_over_kills_and_ranks(lab, whole, data_dir):
+    """1, 2, 1, 2, 1 ranks, all but the last killed: every position once, its text that of a reader left alone."""
+    rows = data.TrainStream(data_dir, [(0, "short")], 32, Config.data_seed).batch(0, 48)
+    expected = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
+    assert len(set(expected)) > 40  # epochs cut the text elsewhere
+    attempts = []
+    for i, ranks in enumerate((1, 2, 1, 2, 1)):
+        attempts.append((lab.path / f"seen {i}", lab.step("run")))
+        killed = functools.partial(on_rank, 0, at("checkpoint.try_save", 3, die))  # of three steps the last is lost
+        faults = [functools.partial(tell, attempts[-1][0])] + [killed] * (i < 4)
+        codes = lab.run("run", *faults, ranks=ranks, save_every=1)
+        assert codes in ([-signal.SIGKILL, 1], -signal.SIGKILL) if i < 4 else codes == 0
+    assert_whole(lab, "run", whole)
+    assert consumed(attempts) == expected
+    path = lab.path / "control"
+    lab.run("control", functools.partial(tell, path), skip_one)
+    assert consumed([(path, 0)]) != expected
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Secrets and leaks
+
+
+def test_no_secret_of_the_environment_is_written(lab):
+    secrets = {"WANDB_API_KEY": SECRET, "HF_TOKEN": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
+    assert lab.run("run", env=secrets) == 0
+    files = [p for p in lab.path.rglob("*") if p.is_file()]
+    assert len(files) > 10 and not any(SECRET.encode() in p.read_bytes() for p in files)
+    assert lab.run("x", env=secrets, init_from=SECRET) == 1 and SECRET in lab.said("x")  # the control: it is searched
+
+
+def measure(path, *args):
+    """Write down the open files, the memory that is this process's own in kB, and the checkpoints."""
+    memory = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+    here = len(os.listdir("/proc/self/fd")), int(memory.split()[1]), len(os.listdir(args[0]))
+    with open(path, "a") as file:
+        file.write("{} {} {}\n".format(*here))
+
+
+def leak(*args):
+    hoard.append((os.open("/dev/null", os.O_RDONLY), bytearray(os.urandom(100_000))))
+
+
+hoard = []
+
+
+def test_nothing_leaks(lab):
+    """Files, memory and disk of a run that saves at each of 200 steps are at the end as after the first 40."""
+    for name, faults in (("run", []), ("leaking", [at("checkpoint.try_save", 0, leak)])):
+        path = lab.path / f"{name} measured"
+        fault = at("checkpoint.try_save", 0, None, functools.partial(measure, path))
+        options = dict(total_steps=200, save_every=1, eval_every=0, log_every=0)
+        assert lab.run(name, fault, *faults, **options) == 0
+        measured = [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+        (files, kilobytes, saved), (files_then, kilobytes_then, saved_then) = measured[-1], measured[40]
+        grown = files > files_then, kilobytes - kilobytes_then > 5000, saved > saved_then
+        assert len(measured) == 200 and saved == 2
+        assert grown == ((False, False, False) if name == "run" else (True, True, False)), (measured[40], measured[-1])
