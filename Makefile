@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint format
+.PHONY: demo test test-long lint format
 
 demo: .venv/installed
 	$(RUN) prepare_data.py stdlib --tokenizer=bytes
@@ -10,6 +10,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+test-long: .venv/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long -s
 
 lint: .venv/installed
 	$(RUN) -m ruff check .
