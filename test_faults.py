@@ -28,11 +28,13 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
+import torch.nn.functional as F
 
 import checkpoint
 import data
 import prepare_data
 from config import main
+from model import Llama
 from test_train import BASE, ENV, HERE, command, lines, newest, same, tensors, write_bins
 from train import Config, train
 
@@ -852,6 +854,30 @@ def test_bad_gradient_on_one_rank_is_skipped_on_both(lab, value):
     assert one["progress"]["skipped"] == 1 == two["progress"]["skipped"] and two["progress"]["step"] == 12
     assert all(torch.isfinite(t).all() for t in tensors(two).values())
     assert lab.run("good", eval_every=0) == 0 and not same(newest(lab.path, "good"), two)
+
+
+def small_chunks():
+    data.ValSet.CHUNK_TOKENS = 96
+
+
+def test_validation_is_a_mean_over_tokens_on_any_ranks(lab, data_dir):
+    """Of 500 tokens in 6 chunks, the last one of 20: on one rank, on two, and all at once, against a sum by hand."""
+    for name, faults, ranks in (("one", [small_chunks], 1), ("two", [small_chunks], 2), ("at once", [], 1)):
+        lab.run(name, *faults, ranks=ranks, eval_tokens=500)
+    logged = {
+        name: json.loads((lab.path / "runs" / name / "result.json").read_text()) for name in ("one", "two", "at once")
+    }
+    assert logged["one"]["val_loss"] == logged["two"]["val_loss"] and lines(lab.path, "one") == lines(lab.path, "two")
+    model = Llama(257, n_layer=1, n_head=2, n_embd=16, n_kv_head=None, seq_len=32, tied=True, seed=0)
+    model.load_state_dict(newest(lab.path, "one")["model"])
+    tokens = torch.from_numpy(np.fromfile(data_dir / "short/val.bin", "<u2").astype(np.int64))
+    pieces = [(tokens[i : min(i + 32, 500)], tokens[i + 1 : min(i + 32, 500) + 1]) for i in range(0, 500, 32)]
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(x[None])[0].double(), y, reduction="none") for x, y in pieces]
+    for name in logged:
+        assert logged[name]["val_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)  # fp32 there
+    of_means = torch.stack([x.mean() for x in losses]).mean().item()
+    assert logged["one"]["val_loss"] != pytest.approx(of_means, rel=1e-5)  # the control
 
 
 def consume(self, file, position, count):
