@@ -55,8 +55,8 @@ def read_meta(folder):
         )
     if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
         raise ValueError(
-            f"{folder}/meta.json has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: delete the folder and "
-            "prepare it again"
+            f"{folder}/meta.json has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: delete the folder "
+            "and prepare it again"
         )
     for split, info in meta["splits"].items():
         path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize
