@@ -7,6 +7,7 @@ The code under test has no hooks. A run is a process of its own, which a test ki
 by one that kills it, fills its disk or spoils its numbers. Every proof has a control: the fault without the remedy.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -60,7 +61,7 @@ class Lab:
     """A folder for runs, each in processes of its own."""
 
     def __init__(self, path, data_dir):
-        self.path, self.data_dir, self.processes = path, data_dir, []
+        self.path, self.said_in, self.data_dir, self.processes = path, path, data_dir, []
 
     def start(self, name, *faults, ranks=1, env=(), **options):
         """Start a run, one process a rank, with faults: functions that are called before it."""
@@ -71,7 +72,7 @@ class Lab:
         processes = []
         for rank in range(ranks):
             place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} | ports if ranks > 1 else {}
-            args = options, self.path / f"{name}.{rank}.out", {**place, **dict(env)}, faults
+            args = options, self.said_in / f"{name}.{rank}.out", {**place, **dict(env)}, faults
             processes.append(FORKS.Process(target=work, args=args))
             processes[-1].start()
         self.processes += processes
@@ -82,7 +83,7 @@ class Lab:
         return ends(self.start(*args, **options))
 
     def said(self, name, rank=0):
-        return (self.path / f"{name}.{rank}.out").read_text()
+        return (self.said_in / f"{name}.{rank}.out").read_text()
 
     def step(self, name):
         """That of the newest good checkpoint; 0 if there is none yet."""
@@ -663,50 +664,73 @@ def test_full_disk_for_long(lab, whole):
     assert_whole(lab, "run", whole)
 
 
-def on_small_disk(lab, megabytes, script, *outcome):
-    """Run a shell script in a file system of so many MB on disk/, which only it sees; outcome: what to copy from it."""
-    disk = lab.path / "disk"
-    disk.mkdir(exist_ok=True)
-    copy = "".join(f"cp -r {disk}/{name} {lab.path}/ 2> /dev/null; " for name in outcome)
-    script = f"mount -t tmpfs -o size={megabytes}m none {disk} || exit 99; {script}; code=$?; {copy} exit $code"
-    return subprocess.run(["unshare", "-m", "sh", "-c", script], env=ENV, cwd=HERE, capture_output=True, text=True)
+@pytest.fixture
+def disk(tmp_path):
+    """disk(size) makes a file system of this size, such as "1m", or changes it, and returns its folder."""
+    folder = tmp_path / "disk"
 
+    def mount(options):
+        what = "remount," if folder.exists() else ""
+        folder.mkdir(exist_ok=True)
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", what + options, "none", folder], capture_output=True
+        ).returncode:
+            pytest.skip("needs the right to mount a file system")
+        return folder
 
-can_mount = pytest.mark.skipif(
-    subprocess.run("unshare -m mount -t tmpfs none /mnt", shell=True, capture_output=True).returncode != 0,
-    reason="needs the right to mount a file system",
-)
+    yield mount
+    subprocess.run(["umount", "-l", folder], capture_output=True)
 
 
 @long
-@can_mount
-def test_truly_full_disk(lab, whole):
-    """1 MB holds a checkpoint of 0.5 MB and not two: in the end one line says so, and with room the run goes on."""
-    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL))
-    line = line.replace(f"{lab.path}/runs", f"{lab.path}/disk/runs")
-    script = f"{line}; code=$?; cp -r {lab.path}/disk/runs {lab.path}/full; mount -o remount,size=9m {lab.path}/disk;"
-    done = on_small_disk(lab, 1, f"{script} {line} && exit $code", "runs")
-    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.count("warning: could not save the checkpoint of step ") == 2 and "make room" in error
-    (good,) = (lab.path / "full/run/ckpt").iterdir()
-    assert checkpoint.load(good)["progress"]["step"] == 2
-    assert f"from: step 2 of {lab.path}/disk/runs/run/ckpt/{good.name}" in done.stdout
+def test_truly_full_disk(lab, whole, disk):
+    """1 MB holds a checkpoint of 0.5 MB and not two: three saves later one line ends it, and with room it goes on."""
+    lab.path = disk("size=1m")
+    assert lab.run("run") == 1
+    *said, error = lab.said("run").splitlines()
+    warnings = [line for line in said if line.startswith("warning: could not save the checkpoint of step ")]
+    assert len(warnings) == 2 and error.startswith("error: could not save ") and "make room" in error, error
+    assert os.listdir(lab.path / "runs/run/ckpt") == ["step_00000002.pt"] and lab.step("run") == 2
+    disk("size=9m")
+    assert lab.run("run") == 0
     assert_whole(lab, "run", whole)
 
 
 @long
-@can_mount
-def test_disk_full_to_the_last_byte(lab, whole):
-    """Not even a line of the log finds room: one line says so, and the next start finds all there was."""
-    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL | {"save_every": 4}))
-    line = line.replace(f"{lab.path}/runs", f"{lab.path}/disk/runs")
-    fill = f"cat /dev/zero > {lab.path}/disk/filler 2> /dev/null"
-    script = f"{line} --stop_at=5; {fill}; {line}; code=$?; rm {lab.path}/disk/filler; {line} && exit $code"
-    done = on_small_disk(lab, 9, script, "runs")
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
-    assert "No space left on device" in done.stderr and done.stdout.count("from: step 5 of ") >= 1
-    assert_whole(lab, "run", whole)
+def test_disk_full_to_the_last_byte(lab, whole, disk):
+    """Not even a line of the log finds room: one line says so, and the next start goes on from all there was."""
+    lab.path = disk("size=9m")
+    assert lab.run("within", at("train.optim.set_lr", 4, functools.partial(fill_up, lab.path))) == 1
+    (lab.path / "filler").unlink()
+    assert lab.run("between", stop_at=2) == 0
+    fill_up(lab.path)
+    assert lab.run("between") == 1
+    (lab.path / "filler").unlink()
+    for name in ("within", "between"):
+        said = lab.said(name)
+        assert said.splitlines()[-1].startswith("error: ") and "No space left on device" in said, said
+        assert "Traceback" not in said and lab.step(name) == 2 and lab.run(name) == 0
+        assert_whole(lab, name, whole)
+
+
+def fill_up(folder, *args):
+    with open(folder / "filler", "wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
+@long
+def test_read_only_disk(lab, preparing, disk, tmp_path):
+    lab.path = disk("size=1m")
+    disk("ro")
+    assert lab.run("run") == 1
+    error = lab.said("run")
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert ends([preparing("x", data_dir=lab.path)]) == 1
+    error = (tmp_path / "out").read_text()
+    assert error.startswith("prepare_data.py: ") and error.count("\n") == 1 and "Read-only file system" in error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -715,13 +739,13 @@ def test_disk_full_to_the_last_byte(lab, whole):
 
 @pytest.fixture
 def preparing(tmp_path):
-    """start(name, *faults) prepares the same 200 documents, in 3 shards, in a process of its own."""
+    """preparing(name, *faults) starts to prepare the same 200 documents, in 3 shards, in a process of its own."""
     words = (HERE / "train.py").read_text().split()
     texts = [" ".join(words[i : i + 40]) for i in range(200)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
-    def start(name, *faults):
-        args = ["--tokenizer=bytes", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}", f"--name={name}"]
+    def start(name, *faults, data_dir=tmp_path):
+        args = ["--tokenizer=bytes", "--val_frac=0.2", "--procs=1", f"--data_dir={data_dir}", f"--name={name}"]
         process = FORKS.Process(target=prepare, args=([str(tmp_path / "in.jsonl"), *args], tmp_path / "out", faults))
         process.start()
         return process
@@ -809,29 +833,17 @@ def test_preparation_killed_at_random_times(tmp_path, preparing, kills):
 
 
 @long
-@can_mount
-def test_preparation_on_a_full_disk(lab, tmp_path, preparing):
-    """Bins and, for a moment, shards take 150 kB: at any size that is too small one line says so."""
-    line = f"{sys.executable} prepare_data.py {tmp_path}/in.jsonl --tokenizer=bytes --val_frac=0.2 --procs=1 --name=x"
-    for kilobytes in (4, 16, 48, 80, 120):
-        script = f"mount -o remount,size={kilobytes}k {tmp_path}/disk; {line} --data_dir={tmp_path}/disk"
-        done = on_small_disk(lab, 1, script, "x")
-        (error,) = [line for line in done.stderr.splitlines() if "tokens/s" not in line]
-        assert done.returncode == 1 and error.startswith("prepare_data.py: ") and "No space left" in error, done.stderr
-        assert not (tmp_path / "x").exists() or not taken_for_whole(tmp_path / "x")
-        shutil.rmtree(tmp_path / "x", ignore_errors=True)
-
-
-@long
-@can_mount
-def test_read_only_disk(lab, tmp_path, preparing):
-    disk = tmp_path / "disk"
-    line = " ".join(command(lab.path, lab.data_dir, "run", **SMALL)).replace(f"{lab.path}/runs", f"{disk}/runs")
-    prepared = f"{sys.executable} prepare_data.py {tmp_path}/in.jsonl --tokenizer=bytes --procs=1 --data_dir={disk}"
-    for script in (line, prepared):
-        done = on_small_disk(lab, 1, f"mount -o remount,ro {disk}; {script}")
-        assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stdout == "", done.stderr
-        assert "cannot write to" in done.stderr or "Read-only file system" in done.stderr
+def test_preparation_on_a_full_disk(tmp_path, preparing, disk):
+    """At every size that is too small one line says so; once there is room, the same command goes on."""
+    for kilobytes in (4, 16, 32, 64, 96, 128):
+        folder = disk(f"size={kilobytes}k") / "x"
+        assert ends([preparing("x", data_dir=folder.parent)]) == 1
+        errors = [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("prepare_data.py: ")]
+        assert len(errors) == 1 and "No space left on device" in errors[0]
+        assert not folder.exists() or not (folder / "meta.json").exists()
+    disk("size=9m")
+    assert ends([preparing("x", data_dir=folder.parent)]) == 0
+    assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in BINS)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
