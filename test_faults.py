@@ -53,8 +53,9 @@ long = pytest.mark.long
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     text = np.frombuffer((HERE / "train.py").read_bytes(), np.uint8)
-    write_bins(tmp_path_factory.mktemp("data") / "short", text[: 32 * 11 + 5 + 4000])
-    return next(tmp_path_factory.getbasetemp().glob("data*/short")).parent
+    folder = tmp_path_factory.mktemp("data")
+    write_bins(folder / "short", text[: 32 * 11 + 5 + 4000])
+    return folder
 
 
 class Lab:
@@ -384,7 +385,6 @@ def test_killed_while_other_files_are_written(lab, whole):
             assert lab.step(name) == 6
         assert lab.run(name) == 0
         assert_whole(lab, name, whole)
-    assert lines(lab.path, "line") == lines(whole.path, "run")
 
 
 def test_killed_rank_ends_the_others(lab, whole):
