@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test lint format
+.PHONY: demo test test-long lint format
 
 # One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
@@ -16,6 +16,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+test-long: .venv/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long -s
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

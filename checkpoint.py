@@ -54,11 +54,16 @@ def save(folder, step, state, keep=2, save_at=()):
         stale.unlink()
     path = path_of(folder, step)
     write(path, state)
+    prune(folder, step, keep, save_at)
+    return path
+
+
+def prune(folder, step, keep, save_at):
+    """Remove the checkpoints up to `step`, which is good, but for the newest `keep` and those in `save_at`."""
     steps = [old for old in list_steps(folder) if old <= step]  # later ones were damaged, and will be written again
     for old in steps[:-keep]:
         if old not in save_at:
             path_of(folder, old).unlink()
-    return path
 
 
 def write(path, state):

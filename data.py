@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 FORMAT = 1  # of meta.json
+DTYPES = ("<u2", "<u4", "uint16", "uint32")  # of bins
 SCAN_BYTES = 1 << 30  # bins up to this size are searched for stray tokens when opened; every batch is, always
 
 
@@ -51,6 +52,11 @@ def read_meta(folder):
     if meta.get("format") != FORMAT:
         raise ValueError(
             f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: delete the folder and prepare it again"
+        )
+    if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
+        raise ValueError(
+            f"{folder}/meta.json has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: delete the folder "
+            "and prepare it again"
         )
     for split, info in meta["splits"].items():
         path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize

@@ -496,6 +496,8 @@ def prepare(
         raise ValueError(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
     if (tokens is not None and tokens < 1) or not 0 < val_frac < 1:
         raise ValueError(f"tokens={tokens} must be at least 1, val_frac={val_frac} between 0 and 1")
+    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
+        raise ValueError(f"name={name!r}: the dataset's folder has to lie within data_dir={str(data_dir)!r}")
     label = Path(source).resolve().name if Path(source).exists() else source
     folder = Path(data_dir) / (name or re.sub(r"[^\w.-]", "-", f"{label.split('/')[-1]}-{tokenizer}"))
     begun = read_settings(folder)

@@ -572,11 +572,13 @@ def test_unknown_options_say_what_is_possible(tmp_path):
         ({"val_frac": 1.5}, ["val_frac=1.5"]),
         ({"source": str(tmp_path)}, ["no file there ends in", ".jsonl"]),
         ({"revision": "main"}, ["revision='main'", "Hub"]),
+        ({"name": "../x"}, ["name='../x'", "within data_dir"]),
+        ({"name": f"{tmp_path}-x"}, [f"name='{tmp_path}-x'", "within data_dir"]),
     ]:
         with pytest.raises(ValueError) as error:
             prepare(data_dir=tmp_path, **kwargs)
         assert all(word in str(error.value) for word in words), error.value
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and not tmp_path.with_name("x").exists()
 
 
 def test_a_missing_text_field_names_those_there_are(tmp_path, monkeypatch):

@@ -128,10 +128,10 @@ def test_branch_equals_direct_run(run, tmp_path):
     direct = run("direct")
     trunk = run("trunk", schedule="constant", cooldown_steps=None, save_at=(40,), total_steps=80)
     source = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
-    before = source.read_bytes()
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in source.parent.parent.rglob("*") if p.is_file()}
     assert same(run("branch", init_from=str(source)), direct)
     assert lines(tmp_path, "branch") == lines(tmp_path, "direct")  # its ancestor's lines included
-    assert source.read_bytes() == before
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in source.parent.parent.rglob("*") if p.is_file()} == before
     assert not same(run("early", init_from=str(source), cooldown_steps=19), direct)
     assert not same(trunk, direct)
 

@@ -248,6 +248,8 @@ def run_training(config, at_exit):
         log_from = (run if resumed or not state else source.parent.parent) / "log.jsonl"
         folder = RunFolder(run, dataclasses.asdict(config), log_from, start, evaluated=at.losses is not None)
         at_exit.callback(folder.close)
+        if resumed:  # a kill may have come between a save and this
+            checkpoint.prune(run / "ckpt", start, config.keep, config.save_at)
         tokens = config.total_steps * tokens_per_step
         print(
             f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
