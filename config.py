@@ -148,6 +148,9 @@ def main(run):
     """
     try:
         run()
+    except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         ours = Path(frame.filename).resolve().parent == HERE and (frame.line or "").startswith("raise ")

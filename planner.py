@@ -40,6 +40,8 @@ def read_study(path, flags=()):
     values, lines = run_file(path)
     study = values.pop("name", Path(path).stem)
     start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
+    if taken := [name for name in NOT_FOR_A_STUDY if name in start]:
+        raise ValueError(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
     grids = values.pop("grids", [{}])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise ValueError(f"{path}:{lines['grids']}: grids={grids!r}: expected a list of dicts, one for each grid")

@@ -24,6 +24,7 @@ A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in out
 segments; results.csv, a row a run, comes last. Runs that are finished are not trained again.
 """
 
+import argparse
 import csv
 import ctypes
 import inspect
@@ -305,41 +306,47 @@ def check_room(folder, waiting):
         )
 
 
-def run(args):
-    if "--help" in args or "-h" in args:
-        print(__doc__)
-        return
-    options = {"--jobs": "1", "--launch": sys.executable, "--plan": None, "--print": None}
-    options |= {name: value for name, _, value in (a.partition("=") for a in args) if name in options}
-    paths = [a for a in args if not a.startswith("--")]
-    flags = [a for a in args if a.startswith("--") and a.partition("=")[0] not in options]
-    if len(paths) != 1:
-        raise ValueError("give one study, as in: python study.py configs/demo.py --plan")
-    if not options["--jobs"].isdigit() or int(options["--jobs"]) < 1:
-        raise ValueError(f"--jobs={options['--jobs']}: expected how many runs to train side by side, such as 2")
-    n_jobs, launch = int(options["--jobs"]), shlex.split(options["--launch"])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // n_jobs)))
+def parse_args(args):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config", help="the study, such as configs/demo.py")
+    parser.add_argument("--plan", action="store_true", help="say what would be trained, and what it costs")
+    parser.add_argument("--print", action="store_true", help="print the commands")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--launch", default=sys.executable, help='instead of python: "torchrun --nproc_per_node=2"')
+    args, flags = parser.parse_known_args(args)
+    if others := [flag for flag in flags if not flag.startswith("--")]:
+        raise ValueError(f"{others[0]}: expected one study, and options as --key=value")
+    if args.jobs < 1:
+        raise ValueError(f"--jobs={args.jobs}: expected how many runs to train side by side, such as 2")
+    return args, flags
 
-    study, runs = read_study(paths[0], flags)
+
+def run(args=None):
+    args, flags = parse_args(args)
+    study, runs = read_study(args.config, flags)
     folder = Path(next(iter(runs.values())).out_dir) / study
-    check_folder(folder, runs, paths[0])
+    check_folder(folder, runs, args.config)
     roots = plan(study, runs)
     segments, waiting = [s for r in roots for s in r.below()], [s for r in roots for s in r.to_train()]
-    if options["--print"] is not None:
+    launch = shlex.split(args.launch)
+    if args.print:
         print_commands(waiting, launch)
         return
-    show_plan(roots, n_jobs, threads)
-    if options["--plan"] is not None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // args.jobs)))
+    show_plan(roots, args.jobs, threads)
+    if args.plan:
         return
     for config in runs.values():
         for name in parse_mix(config.dataset):
             read_meta(Path(config.data_dir) / name)
     check_room(folder, waiting)
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = Jobs(n_jobs, threads, launch)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt
+    jobs = Jobs(args.jobs, threads, launch)
     try:
         failed = train_all(segments, waiting, jobs)
     except KeyboardInterrupt:
@@ -347,6 +354,8 @@ def run(args):
         sys.exit(130)
     finally:
         jobs.stop()
+
+    folder.mkdir(parents=True, exist_ok=True)
     rows = write_results(folder / "results.csv", segments)
     if rows:
         print_results(rows)
@@ -360,4 +369,4 @@ def run(args):
 
 
 if __name__ == "__main__":
-    main(lambda: run(sys.argv[1:]))
+    main(run)

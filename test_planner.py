@@ -94,6 +94,7 @@ def test_names_say_what_tells_runs_apart_and_no_more():
         ("grids = [dict(name='shared')]", (), "name='shared': that folder is for shared segments"),
         ("base = 'none.py'", (), "none.py: no such config file"),
         ("base = 'bad.py'", (), "bad.py: ZeroDivisionError"),
+        ("base = 'branch.py'", (), "its base sets init_from, which a study sets itself"),
         ("init_from = 'x.pt'", (), "a study sets init_from itself"),
         ("save_at = [10]", (), "a study sets save_at itself"),
         ("", ("--stop_at=5",), "a study sets stop_at itself"),
@@ -106,6 +107,7 @@ def test_names_say_what_tells_runs_apart_and_no_more():
 )
 def test_mistakes_are_told_in_one_line(study, tmp_path, text, flags, message):
     (tmp_path / "bad.py").write_text("lr = 1 / 0")
+    (tmp_path / "branch.py").write_text("init_from = 'x.pt'")
     with pytest.raises(ValueError, match=message) as error:
         study(text, *flags)
     assert "\n" not in str(error.value)
