@@ -8,9 +8,8 @@ RUN = .venv/bin/python
 demo: .venv/installed
 	$(RUN) prepare_data.py stdlib --tokenizer=bytes
 	$(RUN) study.py configs/demo.py --jobs=2
-	$(RUN) plot.py curves runs/demo/constant* runs/demo/onecycle* runs/demo/wsd*1-sqrt --from_step=120 --out=runs/demo/curves.png
+	$(RUN) plot.py curves runs/demo/constant*1980 runs/demo/onecycle* runs/demo/wsd*1-sqrt --from_step=120 --out=runs/demo/curves.png
 	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
-	$(RUN) plot.py bars runs/demo --out=runs/demo/bars.png
 	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
 	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
 

@@ -173,18 +173,19 @@ def plot_curves(args):
         seen[key] = seen.get(key, set()) | set(points)
         return points[max(0, first - 1) :]
 
+    families = {}  # a study's names begin with the schedule, which says the colour
     for i, path in enumerate(find_runs(args.runs)):
         training, evaluation, name = read_log(path)
-        color, marker = style(i)["color"], style(i)["marker"]
+        look = style(families.setdefault(name.split("_")[0], len(families)))
         for key, dash in zip(AVERAGES, ("-", "--", ":"), strict=True):
             points = new(key, [(x["step"], x[key]) for x in evaluation if key in x and x["step"] >= args.from_step])
             if points and (key == "val_loss" or i == 0 or args.all_averages):
-                dots = marker if key == "val_loss" else ""
+                dots = MARKERS[i % 6] if key == "val_loss" else ""
                 label = name if key == "val_loss" else f"{name}: {AVERAGES[key]}"
-                top.plot(*zip(*points, strict=True), dash, color=color, marker=dots, ms=4, label=label)
+                top.plot(*zip(*points, strict=True), dash, color=look["color"], marker=dots, ms=4, label=label)
         points = new("lr", [(x["step"], x["lr"]) for x in training])
         if points:
-            bottom.plot(*zip(*points, strict=True), color=color, linestyle=DASHES[i % 5], lw=2, alpha=0.8)
+            bottom.plot(*zip(*points, strict=True), color=look["color"], linestyle=look["linestyle"], lw=2, alpha=0.8)
     top.set_ylabel(LOSS)
     bottom.set(xlabel="step", ylabel="learning rate", ylim=0)
     return finish(figure, "Validation loss and learning rate over training")

@@ -186,7 +186,7 @@ def end_with_us():
 
 
 def train_all(segments, waiting, jobs):
-    """Train `waiting`, the longest way first; return {segment: why it failed}."""
+    """Train `waiting`, the longest way first; return {segment: why it failed, None for one that needs such a one}."""
     waiting, failed, flops_done = list(waiting), {}, 0
     n_runs, n_done = sum(s.run is not None for s in segments), sum(s.is_trained() for s in segments if s.run)
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left{postfix}"
@@ -194,7 +194,7 @@ def train_all(segments, waiting, jobs):
     with tqdm(total=total, bar_format=form, smoothing=0, disable=None, dynamic_ncols=True) as bar:
         while waiting or jobs.running:
             for segment in [s for s in waiting if s.parent in failed]:
-                failed[segment] = f"needs {segment.parent.folder}"
+                failed[segment] = None
                 waiting.remove(segment)
             ready = [s for s in waiting if not s.parent or s.parent.checkpoint.is_file()]
             ready = [s for s in ready if not is_locked(s.folder)]  # by a process that outlived an earlier study
@@ -363,8 +363,12 @@ def run(args=None):
     print(f"\n{folder}/results.csv: {len(rows)} runs")
     print(f"{paid:,} steps trained instead of {alone:,}: {1 - flops_paid / flops:.0%} of the FLOPs saved by sharing")
     if failed:
-        told = "\n".join(f"  {segment.folder}: {why}" for segment, why in failed.items())
-        print(f"error: {len(failed)} segments failed, and the same command tries again:\n{told}", file=sys.stderr)
+        told = "\n".join(f"  {s.folder}: {why}" for s, why in failed.items() if why)
+        lost = sum(not why for why in failed.values())
+        print(
+            f"error: these failed, and {lost} that need them wait; the same command tries again:\n{told}",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

@@ -102,6 +102,7 @@ def test_names_say_what_tells_runs_apart_and_no_more():
         ("", ("--plam",), "--plam: no such option"),
         ("grids = [dict(schedule='cosine', cooldown_shape='linear')]", (), "some.py: run run: cooldown_shape='linear'"),
         ("total_steps = [100, 1000]", (), "run total-steps100: warmup_steps=300 .* more than total_steps=100"),
+        ("window_horizon = [5, 38]", (), "run window-horizon38: horizon=38: expected a multiple of every=5"),
         ("out_dir = '/proc/nowhere'", (), "run run: out_dir='/proc/nowhere': cannot write"),
     ],
 )

@@ -123,6 +123,10 @@ def make_schedule(config):
     return schedules.build(config.schedule, **{f: v for f, v in vars(config).items() if f in names})
 
 
+def average_options(config):
+    return {k: v for k, v in vars(config).items() if k.startswith(("window_", "ema_", "averages_"))}
+
+
 def check(config, world_size):
     """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
     check_ranges(config, RANGES)
@@ -142,6 +146,7 @@ def check(config, world_size):
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
     make_schedule(config)
+    averaging.build([torch.zeros(1)], **average_options(config))
 
 
 @dataclasses.dataclass
@@ -213,8 +218,7 @@ def run_training(config, at_exit):
     parameters = list(raw_model.parameters())
     betas = (config.beta1, config.beta2)
     optimizer = optim.build(config.optimizer, raw_model, lr=config.lr, weight_decay=config.weight_decay, betas=betas)
-    average_options = {k: v for k, v in vars(config).items() if k.startswith(("window_", "ema_", "averages_"))}
-    averages = averaging.build(raw_model, **average_options)
+    averages = averaging.build(raw_model, **average_options(config))
     if state:
         raw_model.load_state_dict(state["model"])
         optim.load_state(optimizer, state["optimizer"])

@@ -13,6 +13,6 @@ window_horizon = 60
 ema_half_life = (30.0,)
 grids = [
     dict(schedule="onecycle"),
-    dict(schedule="constant", total_steps=1980),
+    dict(schedule="constant"),
     dict(schedule="wsd", cooldown_shape=["linear", "1-sqrt"]),
 ]

@@ -8,10 +8,10 @@ configs/paper.py.
 base = "configs/small.py"
 _sizes = [
     dict(
-        n_layer=1, n_embd=16, n_head=1, total_steps=[180, 360, 540], warmup_steps=20, window_horizon=18, eval_every=45
+        n_layer=1, n_embd=16, n_head=1, total_steps=[180, 360, 540], warmup_steps=20, window_horizon=20, eval_every=45
     ),
     dict(
-        n_layer=1, n_embd=32, n_head=1, total_steps=[380, 760, 1140], warmup_steps=40, window_horizon=38, eval_every=95
+        n_layer=1, n_embd=32, n_head=1, total_steps=[380, 760, 1140], warmup_steps=40, window_horizon=40, eval_every=95
     ),
     dict(
         n_layer=2,
