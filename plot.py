@@ -36,6 +36,7 @@ from tables import (  # noqa: E402
     AVERAGES,
     CELL,
     COSINES,
+    SEEDS,
     at_best,
     at_best_lr,
     find_runs,
@@ -231,9 +232,12 @@ def plot_cooldown_length(args):
 def plot_cooldown_shape(args):
     """The shapes of cooldowns, and the final loss of each (Figures 16-18)."""
     rows = pick(read_results(args.results, args.only, ("cooldown_steps", "cooldown_shape")), "wsd")
-    lines = series(rows, "cooldown_shape")
     shapes = {shape: runs for (shape,), runs in grouped(rows, ["cooldown_shape"]).items()}
     best_first = sorted(shapes, key=lambda shape: np.mean([row["val_loss"] for row in shapes[shape]]))
+    alike = [c for c in (*settings(rows), *SEEDS) if c != "cooldown_shape"]
+    best = {tuple(map(row.get, alike)): row["val_loss"] for row in shapes[best_first[0]]}
+    above = [(row, best.get(tuple(map(row.get, alike)))) for row in rows]  # of the same seed: most of the noise cancels
+    lines = series([row | {"val_loss": row["val_loss"] - low} for row, low in above if low], "cooldown_shape")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 5.2))
     for i, shape in enumerate(best_first):
         steps = int(shapes[shape][0]["cooldown_steps"])
@@ -248,7 +252,11 @@ def plot_cooldown_shape(args):
         right.errorbar(line.mean, at, xerr=np.nan_to_num(line.std), label=f"{line.label} ({seeds(line.n)})", **look)
     left.set(xlabel="share of the cooldown that is over", ylabel="learning rate / its peak")
     right.set_yticks(range(len(best_first)), best_first)
-    right.set(xlabel=LOSS, title="lowest on top", ylim=(len(best_first) - 0.5, -0.5))
+    right.set(
+        xlabel=f"{LOSS}, above {best_first[0]} of the same seed",
+        title="lowest on top",
+        ylim=(len(best_first) - 0.5, -0.5),
+    )
     finish(figure, "", "shapes", axes=[left], where="left")
     return finish(figure, "Shapes of the cooldown, and the final loss of each", spread(lines), 1, [right], "right")
 

@@ -252,6 +252,8 @@ def test_cooldown_length(table, figure):
 def test_cooldown_shape(table, figure):
     losses = {"1-square": 3.3, "linear": 3.1, "power:0.3": 3.2}
     rows = [r for shape, loss in losses.items() for r in seeds_of("wsd", loss, cooldown_shape=shape)]
+    for r, more in zip(rows[:3], (0.02, -0.02, 0.0), strict=True):
+        r["val_loss"] += more  # beyond what its seed adds to all shapes
     left, right = figure("cooldown_shape", table(rows)).axes
     shapes = lines_of(left)
     assert list(shapes) == ["linear", "power:0.3", "1-square"]  # as below, lowest loss first
@@ -259,10 +261,10 @@ def test_cooldown_shape(table, figure):
     assert shapes["1-square"][1] == [1 - x**2 for x in shapes["1-square"][0]]
     assert [tick.get_text() for tick in right.get_yticklabels()] == list(shapes)
     ((means, at),) = lines_of(right).values()
-    assert dict(zip(at.expected, means, strict=True)) == pytest.approx({2: 3.3, 0: 3.1, 1: 3.2})
+    assert dict(zip(at.expected, means, strict=True)) == pytest.approx({2: 0.2, 0: 0.0, 1: 0.1})
     assert right.get_ylim() == (2.5, -0.5)  # the lowest on top
     spread = right.containers[0].lines[2][0].get_segments()[0]
-    assert np.ptp(spread[:, 0]) == pytest.approx(0.2)
+    assert np.ptp(spread[:, 0]) == pytest.approx(0.04)
 
 
 def test_averages(table, figure):
