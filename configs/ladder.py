@@ -1,8 +1,8 @@
 """Does the comparison hold over model sizes and lengths? (Figures 12, 13 and 23.)
 
 Four models of 18,000 to 200,000 parameters, each at about 10, 20 and 30 tokens a parameter: cosine for every length;
-a constant learning rate with averages over windows, and cooldowns of 20% from it. Three seeds. At full scale this is
-configs/paper.py.
+a constant learning rate, cosine's peak and half of it, with averages over windows, and cooldowns of 20% from it. Three
+seeds. At full scale this is configs/paper.py.
 """
 
 base = "configs/small.py"
@@ -32,7 +32,11 @@ _sizes = [
         eval_every=450,
     ),
 ]
-_schedules = [dict(schedule="onecycle"), dict(schedule="constant"), dict(schedule="wsd", cooldown_shape="1-sqrt")]
+_schedules = [
+    dict(schedule="onecycle", lr=1.6e-2),
+    dict(schedule="constant", lr=[8e-3, 1.6e-2]),
+    dict(schedule="wsd", lr=[8e-3, 1.6e-2], cooldown_shape="1-sqrt"),
+]
 grids = [
     dict(seed=_seed, data_seed=_seed) | _size | _schedule
     for _seed in (0, 1, 2)
