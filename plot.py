@@ -318,7 +318,9 @@ def plot_diagonal(args):
     seen = []
     for schedule, y in (("wsd", "val_loss"), ("constant", "val_loss_window"), ("constant", "val_loss_ema")):
         runs = at_best_lr([row for row in rows if row["schedule"] == schedule], y)
-        columns = [c for c in settings(runs) if c not in (*CELL, "lr", *with_length(runs))]
+        cells = grouped(runs, CELL).values()  # what goes with a size or a length tells no runs apart
+        columns = [c for c in settings(runs) if any(len({run.get(c) for run in cell}) > 1 for cell in cells)]
+        columns = [c for c in columns if c != "lr"]
         groups = grouped(runs, columns)
         name = schedule if y == "val_loss" else f"{schedule}: {AVERAGES[y]}"
         names = labels([dict(zip(columns, key, strict=True)) for key in groups], name)
