@@ -171,6 +171,8 @@ def fit_curves(law, curves, delta, draws, seed, settings=None):
     curves = [check_curve(curve, f"curve {i + 1}") for i, curve in enumerate(curves)]
     if not curves:
         raise ValueError(f"{law.name} needs at least one curve")
+    if all(lrs[: steps[-1] + 1].max() == lrs[steps[-1]] for lrs, steps, _ in curves):
+        raise ValueError("no learning rate falls in these curves, so nothing tells what that is worth: add a cooldown")
     measured = np.concatenate([curve.losses for curve in curves])
     block = max(1, len(measured) // len(curves) // 10)
     ranges = spans(step=[curve.steps[-1] for curve in curves], lr=[curve.lrs.max() for curve in curves])

@@ -183,6 +183,7 @@ def test_api_mistakes_are_value_errors():
         (lambda: annealing([Curve(ones, [2, 1], [3.0, 2.0])]), "must increase"),
         (lambda: annealing([Curve(ones, [1, 2], [3.0, math.nan])]), "step 2 is nan"),
         (lambda: annealing([Curve(ones + 1, [1, 2], [3.0, 2.0])]), "first update"),
+        (lambda: annealing([Curve(ones, [1, 2, 3, 4], [3.0, 2.0, 1.9, 1.8])]), "no learning rate falls"),
         (lambda: annealing(CURVES, lam=1.0), "lam=1.0"),
         (lambda: schedule_bound([0.0, 0.0]), "some positive"),
     ):
