@@ -412,7 +412,8 @@ def test_killed_rank_ends_torchrun(lab, whole, rank):
     process.stdout.read()
     assert process.wait(60) == 1
     print(f"\nrank {rank} of 2 killed: torchrun ended after {time.monotonic() - began:.1f} s")
-    assert 3 <= lab.step("run") < 12 and lab.run("run", ranks=2) == [0, 0]
+    assert 2 <= lab.step("run") < 12  # step 3 was printed, and perhaps not saved yet
+    assert lab.run("run", ranks=2) == [0, 0]
     assert_whole(lab, "run", whole)
 
 
