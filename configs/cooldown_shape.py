@@ -2,6 +2,8 @@
 
 A model of 68,000 parameters, 20 tokens a parameter, the last 20% of them cooldown, three seeds. At full scale:
 configs/124m.py or configs/210m.py for 25,000 and 50,000 steps at peaks of 5e-4 and 1e-3.
+
+On two cores it took 3.5 minutes; linear 1.588, 1-sqrt 1.589, 1-square 1.600.
 """
 
 base = "configs/small.py"

@@ -2,6 +2,8 @@
 
 A model of 68,000 parameters, 20 tokens a parameter, three seeds. At full scale: configs/124m.py for 25,000 steps at
 peaks of 2.5e-4, 5e-4, 1e-3, 2e-3 and 4e-3, with cooldowns of 20%.
+
+On two busy cores it took 22 minutes; the best peak is 1.6e-2 for all: cosine 1.598, linear 1.588, 1-sqrt 1.589.
 """
 
 base = "configs/small.py"
