@@ -18,16 +18,13 @@ from pathlib import Path
 import numpy as np
 
 import scaling
-from checkpoint import NOT_OF_THE_RESULT, path_of
+from checkpoint import NOT_OF_THE_RESULT, list_steps, path_of
 from config import HERE, parse, read_file, run_file
 from data import parse_mix, read_meta
 from prepare_data import TOKENIZERS
-from train import Config, check, make_schedule
+from tracking import read_log
+from train import SCHEDULE_OPTIONS, Config, check, make_schedule
 
-SCHEDULE_OPTIONS = (
-    "schedule total_steps warmup_steps warmup_init_frac cooldown_steps cooldown_frac cooldown_shape final_lr_frac "
-    "cosine_steps cycle_ends knee_steps exponent".split()
-)
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
 
 
@@ -158,12 +155,6 @@ class Segment:
     def result(self):
         return json.loads((self.folder / "result.json").read_text())
 
-    def log(self):
-        """The lines of its log, as dicts; there may be a half one at the end of the file."""
-        file = self.folder / "log.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
     def steps_done(self):
         """How many of its updates the end of its log tells of."""
         file = self.folder / "log.jsonl"
@@ -192,16 +183,21 @@ class Segment:
 
     def command(self, launch):
         """What trains this segment, as a list of words."""
-        options = {k: v for k, v in vars(self.config).items() if v != getattr(Config, k)}
+        config = self.config
+        if list_steps(
+            self.folder / "ckpt"
+        ):  # begun, and perhaps from elsewhere, before the study grew: the bits are one
+            begun = json.loads((self.folder / "config.json").read_text())
+            config = dataclasses.replace(config, init_from=begun["init_from"])
+        options = {k: v for k, v in vars(config).items() if v != getattr(Config, k)}
         text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in options.items()}
         return [*launch, os.path.relpath(HERE / "train.py"), *(f"--{k}={v}" for k, v in text.items())]
 
 
 def group_of(config):
     """Text that is equal for runs that differ in schedule and length only, or in what changes no result."""
-    return json.dumps(
-        {k: v for k, v in vars(config).items() if k not in (*SCHEDULE_OPTIONS, *NOT_OF_THE_RESULT, "name")}
-    )
+    apart = {"name", "schedule", *SCHEDULE_OPTIONS, *NOT_OF_THE_RESULT}
+    return json.dumps({k: v for k, v in vars(config).items() if k not in apart})
 
 
 def plan(study, runs):
@@ -209,7 +205,7 @@ def plan(study, runs):
     groups, factors, computed = {}, {}, {}
     for name, config in runs.items():
         groups.setdefault(group_of(config), []).append(name)
-        options = tuple(getattr(config, field) for field in SCHEDULE_OPTIONS)
+        options = tuple(getattr(config, option) for option in ("schedule", *SCHEDULE_OPTIONS))
         if options not in computed:
             computed[options] = np.array(list(map(make_schedule(config), range(config.total_steps))))
         factors[name] = computed[options]
@@ -250,9 +246,9 @@ def vocabulary(data_dir, dataset):
     """Words in the vocabulary of a dataset, which need not be there yet if its name says the tokenizer."""
     folder = Path(data_dir) / next(iter(parse_mix(dataset)))
     tokenizer = folder.name.rpartition("-")[2]
-    return (
-        TOKENIZERS[tokenizer][0] if tokenizer in TOKENIZERS and not folder.exists() else read_meta(folder)["vocab_size"]
-    )
+    if tokenizer in TOKENIZERS and not folder.exists():
+        return TOKENIZERS[tokenizer][0]
+    return read_meta(folder)["vocab_size"]
 
 
 def shape_of(config):
@@ -279,8 +275,8 @@ def disk(segments):
 def trained(segment):
     """(steps, seconds) of a segment that its log tells of; evaluating and saving are not in the seconds."""
     steps, seconds, per_step = 0, 0.0, segment.config.global_batch_size * segment.config.seq_len
-    for line in segment.log():
-        if "tokens_per_s" in line and segment.start + steps < line["step"] <= segment.end:
+    for line in map(json.loads, read_log(segment.folder / "log.jsonl", segment.end)):
+        if "tokens_per_s" in line and line["step"] > segment.start + steps:
             new = line["step"] - segment.start - steps
             steps, seconds = steps + new, seconds + new * per_step / line["tokens_per_s"]
     return steps, seconds

@@ -196,14 +196,14 @@ def train_all(segments, waiting, jobs):
             for segment in [s for s in waiting if s.parent in failed]:
                 failed[segment] = None
                 waiting.remove(segment)
-            ready = [s for s in waiting if not s.parent or s.parent.checkpoint.is_file()]
+            ready = [s for s in waiting if jobs.free and (not s.parent or s.parent.checkpoint.is_file())]
             ready = [s for s in ready if not is_locked(s.folder)]  # by a process that outlived an earlier study
             for segment in sorted(ready, key=lambda s: -s.reach())[: len(jobs.free)]:
                 jobs.start(segment)
                 waiting.remove(segment)
             time.sleep(POLL_S)
             for segment, status in jobs.ended():
-                if status or not segment.is_trained():
+                if status or not (segment.is_trained() and segment.checkpoint.is_file()):
                     said = [x for x in (segment.folder / "output.txt").read_text().splitlines() if x]
                     failed[segment] = f"{said[-1] if said else 'it said nothing'} (exit status {status})"
                     bar.write(f"FAILED  {segment.folder}: {failed[segment]}")

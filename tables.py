@@ -141,7 +141,8 @@ class Line(NamedTuple):
 
 def settings(rows):
     """The columns that say how runs were made."""
-    return list(dict.fromkeys(c for row in rows for c in row if c not in RESULTS and c not in ("name", *SEEDS)))
+    others = ("name", *SEEDS, *RESULTS)
+    return list(dict.fromkeys(c for row in rows for c in row if c not in others and not c.startswith("val_loss")))
 
 
 def grouped(rows, columns):
@@ -251,7 +252,7 @@ def keep(source, target, points=60):
         training, evaluation, _ = read_log(source / name)
         thinned = training[:: math.ceil(len(training) / points)] + training[-1:]
         lines = sorted(thinned + evaluation, key=lambda line: line["step"])
-        text = "".join(json.dumps(line) + "\n" for line in {json.dumps(line): line for line in lines}.values())
+        text = "".join(line + "\n" for line in dict.fromkeys(map(json.dumps, lines)))
         (target / f"{name.replace('/', '-')}.jsonl").write_text(text)
 
 

@@ -117,10 +117,13 @@ RANGES = {
 }
 
 
+OF_SCHEDULES = set().union(*(inspect.signature(factory).parameters for factory in schedules.SCHEDULES.values()))
+SCHEDULE_OPTIONS = tuple(f.name for f in dataclasses.fields(Config) if f.name in OF_SCHEDULES)
+
+
 def make_schedule(config):
     """schedule(step) -> factor of the peak lr."""
-    names = set().union(*(inspect.signature(factory).parameters for factory in schedules.SCHEDULES.values()))
-    return schedules.build(config.schedule, **{f: v for f, v in vars(config).items() if f in names})
+    return schedules.build(config.schedule, **{name: getattr(config, name) for name in SCHEDULE_OPTIONS})
 
 
 def average_options(config):
