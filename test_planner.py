@@ -227,6 +227,20 @@ def test_only_what_is_missing_is_trained(study):
     assert root.to_train() == []  # nobody needs the shared ones
 
 
+def test_what_was_begun_goes_on_from_where_it_began(study):
+    """A study that grows gets new partings; a segment half trained from an earlier one has the same bits."""
+    before = plan(*study(WSD + "total_steps = [200, 300]"))[0].below()
+    half = next(s for s in before if s.run == "total-steps300")
+    half.folder.mkdir(parents=True)
+    (half.folder / "config.json").write_text(json.dumps(dataclasses.asdict(half.config)))
+    grown = plan(*study(WSD + "total_steps = [200, 300]\ngrids = [{}, dict(total_steps=280)]"))[0].below()
+    again = next(s for s in grown if s.run == "total-steps300")
+    old, new = (f"--init_from={s.parent.checkpoint}" for s in (half, again))
+    assert old != new and new in again.command(["python"])  # nothing saved: it may as well begin at the later one
+    finish(dataclasses.replace(half, end=250, run=None))
+    assert old in again.command(["python"]) and new not in again.command(["python"])
+
+
 def test_cost_and_disk(study):
     (root,) = plan(*study(WSD + "total_steps = [100, 200]"))
     config = root.config

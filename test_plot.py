@@ -197,19 +197,6 @@ def test_one_seed_has_no_spread(table):
     assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in plot.spread([line])
 
 
-def test_labels_say_what_differs():
-    common = {"schedule": "wsd", "dataset": "text", "n_params": 1.2e6}
-    keys = [common | {"cooldown_frac": f, "total_steps": n} for f, n in ((0.1, 100.0), (0.2, 100.0), (0.2, 200.0))]
-    assert tables.labels(keys) == [f"wsd, {f} % cooldown, {n} steps" for f, n in ((10, 100), (20, 100), (20, 200))]
-    assert tables.labels(keys[:2], "mine") == ["mine, 10 % cooldown", "mine, 20 % cooldown"]
-    assert tables.labels([common | {"beta2": b} for b in (0.95, 0.99)]) == ["wsd, beta2 0.95", "wsd, beta2 0.99"]
-    assert [tables.in_words("n_params", n) for n in (33e6, 1.5e9, 999.0)] == [
-        "33M parameters",
-        "1.5B parameters",
-        "999 parameters",
-    ]
-
-
 def test_equal_runs_are_no_seeds(table):
     twins = [row("wsd", 3.0), row("wsd", 3.1) | {"name": "twin"}]
     with pytest.raises(ValueError, match="and twin have equal seed and settings"):
@@ -221,14 +208,6 @@ def test_studies_are_joined_and_rows_chosen(table, figure):
     b = table(seeds_of("wsd", 3.3, lr=2e-3), "b.csv")
     (axes,) = figure("lr", a, b, "--only", "schedule=wsd", "seed=0,1").axes
     assert lines_of(axes) == {"wsd (2 seeds)": ([1e-3, 2e-3], [3.0, 3.3])}
-
-
-def test_at_best():
-    rows = [r for lr, loss in ((1e-3, 3.2), (2e-3, 3.1)) for r in seeds_of("cosine", loss, lr=lr)]
-    assert tables.at_best_lr(rows) == rows[3:]
-    lucky = row("cosine", 2.0, lr=4e-3)  # one seed against three
-    assert tables.at_best_lr([*rows, lucky]) == rows[3:]
-    assert tables.at_best_lr(rows + [row("wsd", 5.0)])[3:] == [row("wsd", 5.0)]  # other settings do not compete
 
 
 def test_cooldown_length(table, figure):
@@ -295,11 +274,6 @@ def test_cooldowns_of_equal_steps_are_one_line(table, figure):
     assert lines_of(axes)["wsd (1 seed)"] == ([100, 200], [2.9, 2.9])
 
 
-def test_front():
-    assert tables.front([(3, 1.0), (1, 2.0), (2, 2.5), (4, 1.0), (5, 0.5)]) == [(1, 2.0), (3, 1.0), (5, 0.5)]
-    assert tables.front([(1, 3.0), (1, 2.0)])[-1] == (1, 2.0)
-
-
 def test_envelope(tmp_path, table, figure):
     rows = seeds_of("wsd", 3.5) + seeds_of("wsd", 3.0, n_params=3_000_000) + seeds_of("wsd", 3.6, total_steps=300)
     rows += [row("cosine", 4.0) | {"name": "logged"}]
@@ -333,14 +307,6 @@ def test_diagonal(table, figure, capsys):
     assert x == pytest.approx(np.exp([3.4, 3.3, 3.1, 2.9])) and y == pytest.approx(0.99 * np.array(x) + 0.5)
     span = lines_of(axes)["y = x: equal"]
     assert span[1] == span[0]
-
-
-def test_pairs_need_equal_seeds_and_cells():
-    cosine = [row("cosine", 3.0, seed) for seed in (0, 1)]
-    others = [row("wsd", 2.9, 1), row("wsd", 2.8, 2), row("wsd", 2.7, 0, 200), row("wsd", 2.6, 0, dataset="other")]
-    assert tables.paired(others, cosine, "val_loss").tolist() == [[2.9, 3.0]]
-    assert tables.mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
-    assert math.isnan(tables.mean_and_error([1.0])[1])
 
 
 def test_bars(table, figure):
@@ -427,14 +393,6 @@ def test_mistakes(tmp_path, table, arguments, message):
     given = {"TABLE": table([row("cosine", 3.0), row("constant", 3.1)]), "LOG": write_log(tmp_path / "log")}
     with pytest.raises(ValueError, match=message):
         plot.run([given.get(argument, argument) for argument in arguments])
-
-
-def test_no_log(tmp_path):
-    with pytest.raises(ValueError, match=r"no log\.jsonl there"):
-        tables.read_log(tmp_path)
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "train_loss": 1.0}\n')
-    with pytest.raises(ValueError, match="no val_loss in it"):
-        tables.read_log(tmp_path)
 
 
 def test_a_mistake_is_one_line(table):

@@ -237,3 +237,12 @@ def test_secrets_of_the_environment_stay_there(start, wandb, monkeypatch, tmp_pa
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 5 and not any(SECRET.encode() in p.read_bytes() for p in files)
     assert SECRET not in repr(wandb.calls)
+
+
+def test_a_folder_in_training_is_locked(tmp_path):
+    run = tmp_path / "run"
+    assert not tracking.is_locked(run)
+    folder = RunFolder(run, {"wandb": "off"}, run / "log.jsonl", 0)
+    assert tracking.is_locked(run)
+    folder.close()
+    assert not tracking.is_locked(run) and not tracking.is_locked(run)  # looking takes no lock
