@@ -50,6 +50,7 @@ from config import main
 from data import parse_mix, read_meta
 from model import Llama, native_bf16
 from planner import check_folder, disk, flops_per_step, plan, read_study, shape_of, trained
+from tables import AVERAGES, grouped, labels, read_results, settings
 from tracking import clock, is_locked, write_whole
 from train import Config, make_schedule
 
@@ -226,12 +227,13 @@ def train_all(segments, waiting, jobs):
 
 
 def write_results(path, segments):
-    """Write results.csv, a row for each finished run, and return its rows as dicts.
+    """Write results.csv, a row for each finished run; return how many there are.
 
     First the options, those that runs differ in and those that figures need. `flops` and `train_s` are of the whole
     run, as if it had been trained alone; with `_paid`, of what was trained for it: shared segments are paid by the
     first run that goes through them, so the columns add up to what the study cost.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     ends = [s for s in segments if s.run and s.is_trained()]
     differ = {o for o in vars(Config()) if len({getattr(s.config, o) for s in ends}) > 1}
     differ -= {*NOT_OF_THE_RESULT, "init_from"}
@@ -250,11 +252,11 @@ def write_results(path, segments):
         rows.append(row | {"flops_paid": flops, "train_s_paid": round(seconds, 3)})
     columns = list(dict.fromkeys(("name", *(k for row in rows for k in row))))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows)
-    write_whole(path, text.getvalue().replace("\r\n", "\n"))
-    return rows
+    write_whole(path, text.getvalue())
+    return len(rows)
 
 
 def cooldown_of(config):
@@ -266,21 +268,19 @@ def cooldown_of(config):
 
 
 def print_results(rows):
-    """Print final losses: mean and standard deviation over runs that differ in seeds only."""
-    kinds = {}
-    for row in rows:
-        name = "_".join(part for part in row["name"].split("_") if not part.startswith("seed"))
-        kinds.setdefault(name, []).append(row)
-    losses = [k for k in ("val_loss", "val_loss_window", "val_loss_ema") if any(k in row for row in rows)]
-    width = max(map(len, kinds))
-    print(f"\n{'':{width}}  runs" + "".join(f"{name:>18}" for name in losses))
-    for name, group in kinds.items():
-        values = [[row[loss] for row in group if loss in row] for loss in losses]
-        cells = [
-            f"{statistics.mean(v):.4f}" + (f" ± {statistics.stdev(v):.4f}" if v[1:] else "") if v else ""
-            for v in values
-        ]
-        print(f"{name:{width}}{len(group):>6}" + "".join(f"{cell:>18}" for cell in cells))
+    """Print final losses: mean and standard deviation over runs that differ in their seeds only."""
+    columns = settings(rows)
+    groups = grouped(rows, columns)
+    names = labels([dict(zip(columns, key, strict=True)) for key in groups])
+    losses = [loss for loss in AVERAGES if any(row.get(loss) is not None for row in rows)]
+    width = max(map(len, names))
+    print(f"\n{'':{width}}  runs" + "".join(f"{loss:>18}" for loss in losses))
+    for name, runs in zip(names, groups.values(), strict=True):
+        print(f"{name:{width}}{len(runs):>6}", end="")
+        for values in ([run[loss] for run in runs if run.get(loss) is not None] for loss in losses):
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            print(f"{f'{statistics.mean(values):.4f}{spread}' if values else '':>18}", end="")
+        print()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -355,21 +355,17 @@ def run(args=None):
     finally:
         jobs.stop()
 
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = write_results(folder / "results.csv", segments)
-    if rows:
-        print_results(rows)
-    _, alone, paid, flops, flops_paid = totals(segments)["all"]
-    print(f"\n{folder}/results.csv: {len(rows)} runs")
-    print(f"{paid:,} steps trained instead of {alone:,}: {1 - flops_paid / flops:.0%} of the FLOPs saved by sharing")
+    if write_results(folder / "results.csv", segments):
+        print_results(read_results([folder]))
+        print(f"\n{folder}/results.csv: final losses, options and costs of every run")
     if failed:
         told = "\n".join(f"  {s.folder}: {why}" for s, why in failed.items() if why)
         lost = sum(not why for why in failed.values())
-        print(
-            f"error: these failed, and {lost} that need them wait; the same command tries again:\n{told}",
-            file=sys.stderr,
-        )
+        print(f"error: these failed, and {lost} that need them wait; the same command tries again:", file=sys.stderr)
+        print(told, file=sys.stderr)
         sys.exit(1)
+    _, alone, paid, flops, flops_paid = totals(segments)["all"]
+    print(f"{paid:,} steps trained instead of {alone:,}: {1 - flops_paid / flops:.0%} of the FLOPs saved by sharing")
 
 
 if __name__ == "__main__":

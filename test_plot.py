@@ -127,6 +127,15 @@ def test_curves_of_a_folder_of_runs(tmp_path, figure):
     assert list(lines_of(top)) == ["a", "a: window", "b"]
 
 
+def test_curves_of_one_schedule_have_one_colour(tmp_path, figure):
+    for name in ("wsd_1", "wsd_2", "cosine_1"):
+        write_log(tmp_path / name, end=len(name) / 10)
+    top, bottom = figure("curves", *(str(tmp_path / name) for name in ("wsd_1", "wsd_2", "cosine_1"))).axes
+    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in top.get_lines()}
+    assert looks["wsd_1"][0] == looks["wsd_2"][0] != looks["cosine_1"][0]
+    assert len({marker for _, marker in looks.values()}) == 4  # three runs, and the dashes of an average
+
+
 def test_same_svg_twice(tmp_path, table):
     path, out = table(seeds_of("cosine", 3.0)), tmp_path / "figure.svg"
     plot.run(["lr", path, f"--out={out}"])
