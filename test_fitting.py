@@ -131,3 +131,17 @@ def test_as_many_points_as_parameters_gives_no_interval():
     fit = asymptote([1.0, 4, 16], [4.0, 3.5, 3.25])
     assert fit.params == pytest.approx({"C": 3.0, "A": 1.0, "b": 0.5}, rel=1e-6)
     assert fit.intervals["C"] == (-math.inf, math.inf) and fit.unidentified == ["C", "A", "b"] and fit.draws == []
+
+
+def test_bands_lie_around_the_fit_where_parameters_are_open():
+    """Sizes within a factor of 4: a valley of laws that agree on the data. What is drawn may not leave it to one side."""
+    N, D = (x.ravel() for x in np.meshgrid([3e7, 6e7, 1.2e8], np.geomspace(3e8, 6e9, 8)))
+    truth = to_theta(LAWS["chinchilla"], dict(E=1.1, A=80.0, B=300.0, alpha=0.2, beta=0.27))
+    features = LAWS["chinchilla"].prepare({"N": N, "D": D}, {})
+    noise = np.exp(0.002 * np.random.default_rng(3).standard_normal(len(N)))
+    fit = chinchilla(N, D, LAWS["chinchilla"].predict(truth, features)[0][0] * noise, draws=200)
+    many = np.concatenate([to_theta(LAWS["chinchilla"], draw) for draw in fit.draws[:100]])  # those by points
+    ratio = LAWS["chinchilla"].predict(many, features)[0] / evaluate(LAWS["chinchilla"], fit.params, {"N": N, "D": D})
+    low, high = quantiles(ratio)
+    assert "A" in fit.unidentified and 0.3 < (ratio > 1).mean() < 0.7
+    assert (high - 1).max() < 3 * (1 - low).max()
