@@ -84,7 +84,7 @@ def name_runs(chosen):
     names = [[] for _ in chosen]
     first, last = ["schedule", "n_embd"], ["seed", "data_seed"]
     fields = [*first, *(f.name for f in dataclasses.fields(Config) if f.name not in first + last), *last]
-    options = sorted({option for values in chosen for option in values} - {"name"}, key=fields.index)
+    options = sorted({option for values in chosen for option in values}, key=fields.index)
     for option in options:
         kinds = {}
         for values, name in zip(chosen, names, strict=True):
@@ -184,9 +184,7 @@ class Segment:
     def command(self, launch):
         """What trains this segment, as a list of words."""
         config = self.config
-        if list_steps(
-            self.folder / "ckpt"
-        ):  # begun, and perhaps from elsewhere, before the study grew: the bits are one
+        if list_steps(self.folder / "ckpt"):  # begun, perhaps from elsewhere, before the study grew: the same bits
             begun = json.loads((self.folder / "config.json").read_text())
             config = dataclasses.replace(config, init_from=begun["init_from"])
         options = {k: v for k, v in vars(config).items() if v != getattr(Config, k)}

@@ -134,7 +134,7 @@ def test_as_many_points_as_parameters_gives_no_interval():
 
 
 def test_bands_lie_around_the_fit_where_parameters_are_open():
-    """Sizes within a factor of 4: a valley of laws that agree on the data. What is drawn may not leave it to one side."""
+    """Sizes within a factor of 4: a valley of laws that agree on the data; draws may not leave it to one side."""
     N, D = (x.ravel() for x in np.meshgrid([3e7, 6e7, 1.2e8], np.geomspace(3e8, 6e9, 8)))
     truth = to_theta(LAWS["chinchilla"], dict(E=1.1, A=80.0, B=300.0, alpha=0.2, beta=0.27))
     features = LAWS["chinchilla"].prepare({"N": N, "D": D}, {})

@@ -42,6 +42,8 @@ def test_lists_expand_to_their_product(study):
     assert [(c.lr, c.seed) for c in runs.values()] == [(1e-3, 0), (1e-3, 1), (2e-3, 0), (2e-3, 1)]
     assert all(c.total_steps == 500 and c.n_embd == 32 for c in runs.values())
     assert runs["lr0.001_seed0"].name == "some/lr0.001_seed0"
+    name, runs = study("name = 'mine'\nlr = 1e-3\ntotal_steps = 500")
+    assert name == "mine" and runs["run"].name == "mine/run"
 
 
 def test_grids_stand_side_by_side_on_top_of_the_rest(study):
