@@ -68,3 +68,5 @@ def test_what_is_kept_of_a_study(tmp_path, table):  # noqa: F811
     assert [line["step"] for line in kept[0]] == [1, 5, 9, 10]  # every fourth, and the last
     again = (tmp_path / "kept/a.jsonl").read_text().splitlines()
     assert len(again) == len(set(again)) == 7 and [json.loads(x)["step"] for x in again] == [0, 1, 5, 5, 9, 10, 10]
+    tables.keep(tmp_path, tmp_path / "all")  # points enough for every line, none twice
+    assert (tmp_path / "all/a.jsonl").read_text().count("\n") == len(whole[0]) + len(whole[1])
