@@ -60,10 +60,8 @@ class Task:
 
     def add(self, model, /, **row):
         """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
-        with (
-            self.autocast,
-            tqdm(total=self.val.n_chunks, desc=str(next(iter(row.values()))), leave=False, disable=None) as bar,
-        ):
+        desc = str(next(iter(row.values())))
+        with self.autocast, tqdm(total=self.val.n_chunks, desc=desc, leave=False, disable=None) as bar:
 
             def tick():
                 bar.update()

@@ -331,10 +331,12 @@ def test_bad_tables_end_in_one_line(change, flags, word, tmp_path, capsys):
 
 
 def test_other_mistakes_end_in_one_line(tmp_path, capsys):
-    good, log, curve, law, iso = (tmp_path / name for name in ("a.csv", "log.jsonl", "c.csv", "law.json", "iso.csv"))
+    names = ("a.csv", "log.jsonl", "curve.csv", "flat.csv", "law.json", "iso.csv")
+    good, log, curve, flat, law, iso = (tmp_path / name for name in names)
     good.write_text(GOOD)
     log.write_text('{"step": 1, "lr": 1}\n{"step": 2, "val_loss": 3\n')
-    curve.write_text("step,lr,loss\n1000,1e-3,4\n1100,1e-3,3\n")
+    curve.write_text("step,lr,loss\n1000,1e-3,4\n1100,5e-4,3\n")
+    flat.write_text("step,lr,loss\n1000,1e-3,4\n1100,1e-3,3\n")
     iso.write_text("flops,params,loss\n1e18,1e8,3\n1e18,2e8,2.9\n1e18,3e8,3\n")
     law.write_text('{"law": "chinchilla"}')
     for args, word in (
@@ -345,6 +347,7 @@ def test_other_mistakes_end_in_one_line(tmp_path, capsys):
         (["annealing", log], "line 2 is not a JSON object"),
         (["annealing", curve], "--warmup_steps"),
         (["annealing", curve, "--warmup_steps=10"], "4 parameters"),
+        (["annealing", flat, "--warmup_steps=10"], "no learning rate falls"),
         (["annealing", curve, "--warmup_steps=10", "--warmup=none"], "warmup='none'"),
         (["multi_power", good], "'lr'"),
         (["isoflop", iso], "3 model sizes"),
