@@ -204,7 +204,7 @@ def train_all(segments, waiting, jobs):
                 waiting.remove(segment)
             time.sleep(POLL_S)
             for segment, status in jobs.ended():
-                if status or not (segment.is_trained() and segment.checkpoint.is_file()):
+                if not (segment.is_trained() and segment.checkpoint.is_file()):
                     said = [x for x in (segment.folder / "output.txt").read_text().splitlines() if x]
                     failed[segment] = f"{said[-1] if said else 'it said nothing'} (exit status {status})"
                     bar.write(f"FAILED  {segment.folder}: {failed[segment]}")
@@ -235,7 +235,7 @@ def write_results(path, segments):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = [s for s in segments if s.run and s.is_trained()]
-    differ = {o for o in vars(Config()) if len({getattr(s.config, o) for s in ends}) > 1}
+    differ = {o for o in vars(Config()) if len({getattr(s.config, o) for s in segments if s.run}) > 1}
     differ -= {*NOT_OF_THE_RESULT, "init_from"}
     options = [o for o in vars(Config()) if o in COLUMNS or o in differ]
     paid = {s.first: [0, 0.0] for s in segments}

@@ -99,6 +99,7 @@ def test_results_add_up_to_what_was_trained(trained):
     assert sum(float(row["train_s_paid"]) for row in rows) < sum(float(row["train_s"]) for row in rows)
     assert [r["cooldown_steps"] for r in rows] == ["", "", "5", "5", "10", "10"]
     assert [r["cooldown_frac"] for r in rows] == ["", "", *["0.25"] * 4]
+    assert "total_steps" in rows[0] and "cooldown_shape" in rows[0] and not {"init_from", "out_dir"} & rows[0].keys()
     for name in "n_params tokens train_loss val_loss_window window_steps val_loss_ema lr seed warmup_steps".split():
         assert all(row[name] for row in rows), name
 
@@ -144,8 +145,9 @@ def test_stopped_in_the_middle_every_run_saves(tmp_path, data_dir, number):  # n
         process.kill()
     for run in runs.iterdir():  # they are told, and save, even if the study is killed
         while study.is_locked(run):
+            assert number == signal.SIGKILL  # else it waits for them
             time.sleep(0.05)
-        assert checkpoint.list_steps(run / "ckpt")[-1] == steps(run)
+        assert checkpoint.list_steps(run / "ckpt")[-1] == steps(run) < 16_000
 
 
 def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F811
@@ -156,7 +158,25 @@ def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F
     out, err = capsys.readouterr()
     assert ended.value.code == 1
     assert "error: these failed, and 2 that need them wait" in err and "nowhere" in err and "(exit status 1)" in err
-    assert [row["name"] for row in rows_of(args)] == ["text_total-steps20", "text_total-steps40"] and "FAILED" in out
+    assert [(row["name"], row["val_dataset"]) for row in rows_of(args)] == [
+        ("text_total-steps20", "text"),
+        ("text_total-steps40", "text"),
+    ] and "FAILED" in out
+
+
+def test_a_run_without_its_checkpoint_has_failed(tmp_path, data_dir, capsys):  # noqa: F811
+    """Or what is to start from there would wait for ever."""
+    (tmp_path / "launch.py").write_text(f"""
+import pathlib, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True)
+for file in pathlib.Path({str(tmp_path)!r}).glob("runs/some/constant*/ckpt/*"):
+    file.unlink()
+""")
+    args = write(tmp_path, data_dir, "grids = [dict(schedule='constant', total_steps=20), dict(total_steps=[30, 40])]")
+    with pytest.raises(SystemExit):
+        study.run([*args, f"--launch={sys.executable} {tmp_path / 'launch.py'}"])
+    err = capsys.readouterr().err
+    assert "2 that need them wait" in err and "(exit status 0)" in err, err
 
 
 def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
