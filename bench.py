@@ -34,7 +34,7 @@ import prepare_data
 import scaling
 from averaging import EMA, WindowAverage
 from config import load, main
-from model import Llama, native_bf16
+from model import Llama, choose_device, native_bf16
 from train import Config
 
 VOCAB_SIZE = 50257  # GPT-2's
@@ -72,6 +72,8 @@ def gemm(dtype, device):
 
 def trainer(pipe, config, bf16, compiled, device):
     """One step for every message, answered with its seconds; in a process of its own, for a peak memory of its own."""
+    if compiled:
+        choose_device(device)  # as train.py; the baseline is torch as it comes
     torch.manual_seed(0)
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
     model = Llama(VOCAB_SIZE, **shape, seq_len=config.seq_len, tied=config.tied).to(device)

@@ -23,7 +23,7 @@ import averaging
 import checkpoint
 from config import main
 from data import ValSet, parse_mix
-from model import Llama, chunk_losses, native_bf16
+from model import Llama, choose_device, chunk_losses, native_bf16
 
 
 def build_model(state, device):
@@ -43,7 +43,7 @@ class Task:
         dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
         self.seq_len, self.dataset = config["seq_len"], dataset
         self.val = ValSet(Path(args.data_dir or config["data_dir"]) / dataset, config["seq_len"], args.tokens)
-        self.device = torch.device("cuda" if torch.cuda.is_available() and args.device != "cpu" else "cpu")
+        self.device = choose_device(args.device)
         dtype = args.dtype or config["dtype"]
         bf16 = native_bf16(self.device) if dtype == "auto" else dtype == "bfloat16"
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)

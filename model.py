@@ -8,6 +8,7 @@ Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 20
 """
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,18 @@ class Llama(nn.Module):
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="sum")
+
+
+def choose_device(name, index=0):
+    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time."""
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(index)
+    torch.set_float32_matmul_precision("high")  # what stays in fp32 is multiplied in TF32
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # flash attention backward; else no two runs are alike, and 5% faster
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return torch.device("cuda", index)
 
 
 def native_bf16(device):

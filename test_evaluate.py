@@ -56,7 +56,7 @@ def test_each(ckpt, capsys):
     assert [row["step"] for row in result["rows"]] == [20, 60] and result["tokens"] == 3999
     for row in result["rows"]:
         by_hand = loss_by_hand(checkpoint.load(row["checkpoint"]))
-        assert row["val_loss"] == pytest.approx(by_hand, rel=1e-6)  # fp32 sums of other shapes
+        assert row["val_loss"] == pytest.approx(by_hand, rel=1e-5)  # fp32 sums of other shapes, on a GPU TF32
         assert row["perplexity"] == math.exp(row["val_loss"])
 
 
@@ -92,13 +92,13 @@ def test_line_between_two(ckpt, capsys):
     assert [rows[0]["val_loss"], rows[-1]["val_loss"]] == [row["val_loss"] for row in ends]
     a, b = checkpoint.load(path(ckpt, 40)), checkpoint.load(path(ckpt, 60))
     a["model"] = {name: (a["model"][name] + b["model"][name]) / 2 for name in a["model"]}
-    assert rows[2]["val_loss"] == pytest.approx(loss_by_hand(a), rel=1e-6)  # fp32 sums of other shapes
+    assert rows[2]["val_loss"] == pytest.approx(loss_by_hand(a), rel=1e-5)  # fp32 sums of other shapes, on a GPU TF32
 
 
 def test_ensemble(ckpt, capsys):
     rows = table(capsys, "--ensemble", path(ckpt, 40), path(ckpt, 60))["rows"]
     by_hand = loss_by_hand(checkpoint.load(path(ckpt, 40)), checkpoint.load(path(ckpt, 60)))
-    assert rows[-1]["val_loss"] == pytest.approx(by_hand, rel=1e-6)  # fp32 sums of other shapes
+    assert rows[-1]["val_loss"] == pytest.approx(by_hand, rel=1e-5)  # fp32 sums of other shapes, on a GPU TF32
     assert rows[-1]["val_loss"] not in [row["val_loss"] for row in rows[:-1]]
 
 

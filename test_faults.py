@@ -36,7 +36,7 @@ import data
 import prepare_data
 from config import main
 from model import Llama
-from test_train import BASE, ENV, HERE, command, lines, newest, same, tensors, write_bins
+from test_train import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 from train import Config, train
 
 # 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10
@@ -72,7 +72,7 @@ class Lab:
             ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         processes = []
         for rank in range(ranks):
-            place = {"RANK": str(rank), "WORLD_SIZE": str(ranks)} | ports if ranks > 1 else {}
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)} | ports if ranks > 1 else {}
             args = options, self.said_in / f"{name}.{rank}.out", {**place, **dict(env)}, faults
             processes.append(FORKS.Process(target=work, args=args))
             processes[-1].start()
@@ -387,6 +387,7 @@ def test_killed_while_other_files_are_written(lab, whole):
         assert_whole(lab, name, whole)
 
 
+@two_ranks
 def test_killed_rank_ends_the_others(lab, whole):
     for rank in (0, 1):
         name = f"rank {rank}"
@@ -400,6 +401,7 @@ def test_killed_rank_ends_the_others(lab, whole):
         assert_whole(lab, name, whole)
 
 
+@two_ranks
 @long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_torchrun(lab, whole, rank):
@@ -510,6 +512,7 @@ def test_second_signal_ends_what_is_stuck(lab, whole):
     assert_whole(lab, "run", whole)
 
 
+@two_ranks
 def test_signal_to_one_of_two_ranks_stops_both(lab, whole):
     for rank in (0, 1):
         name, sent = f"rank {rank}", lab.path / "sent"
@@ -527,6 +530,7 @@ def on_rank(rank, fault):
 
 
 @long
+@two_ranks
 def test_signal_to_torchrun(lab, whole):
     for name, to in (("torchrun", None), ("worker", 1)):
         process = subprocess.Popen(
@@ -857,6 +861,7 @@ def spoil(value, parameters, *args):
     parameters[0].grad[0] = value
 
 
+@two_ranks
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_bad_gradient_on_one_rank_is_skipped_on_both(lab, value):
     """As on one rank that has the same sequences; nothing of it gets into weights, moments or averages."""
@@ -875,6 +880,7 @@ def small_chunks():
     data.ValSet.CHUNK_TOKENS = 96
 
 
+@two_ranks
 def test_validation_is_a_mean_over_tokens_on_any_ranks(lab, data_dir):
     """Of 500 tokens in 6 chunks, the last one of 20: on one rank, on two, and all at once, against a sum by hand."""
     for name, faults, ranks in (("one", [small_chunks], 1), ("two", [small_chunks], 2), ("at once", [], 1)):
@@ -928,6 +934,7 @@ def consumed(attempts):
     return [seen[position] for position in range(48)]
 
 
+@two_ranks
 def test_order_consumed_over_kills_and_ranks(lab, whole, data_dir):
     """1, 2, 1, 2, 1 ranks, all but the last killed: every position once, its text that of a reader left alone."""
     rows = data.TrainStream(data_dir, [(0, "short")], 32, Config.data_seed).batch(0, 48)

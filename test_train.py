@@ -20,13 +20,15 @@ from train import Config, train
 
 HERE = Path(__file__).parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # TEST_DEVICE=cuda runs these tests on a GPU, and what needs two on two
+two_ranks = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
 torch.set_num_threads(1)
 
 # 60 steps of a model of 30,000 parameters; 3 micro-batches each for two halves of a step
 BASE = dict(
     dataset="text", seq_len=32, global_batch_size=12, micro_batch_size=2, n_layer=2, n_head=2, n_embd=32, lr=1e-2,
     schedule="wsd", total_steps=60, warmup_steps=5, cooldown_steps=20, eval_every=20, eval_tokens=2000, log_every=10,
-    save_every=20, device="cpu", dtype="float32",
+    save_every=20, device=DEVICE, dtype="float32", compile=False,
     window_horizon=10, window_every=2, window_keep=2, ema_half_life=(5.0,), ema_every=1,
 )  # fmt: skip
 
@@ -78,7 +80,9 @@ def command(tmp_path, data_dir, name, *launcher, **options):
 def lines(tmp_path, name):
     """The log without its timings."""
     text = (tmp_path / "runs" / name / "log.jsonl").read_text()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in text.splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("tokens_per_s", "mfu")} for line in text.splitlines()
+    ]
 
 
 def tensors(state):
@@ -149,6 +153,7 @@ def test_looking_changes_nothing(run):
     assert not same(quiet, run("other", data_seed=1))
 
 
+@two_ranks
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_ranks_equal_one(run, tmp_path, data_dir, dtype):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -160,6 +165,7 @@ def test_two_ranks_equal_one(run, tmp_path, data_dir, dtype):
     assert lines(tmp_path, "pair") == lines(tmp_path, "alone")
 
 
+@two_ranks
 def test_one_rank_two_one(run, tmp_path, data_dir):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run("moved", stop_at=25)
@@ -251,6 +257,13 @@ def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What goes wrong
+
+
+def test_more_ranks_than_gpus(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="rank 2 of this machine finds 2 GPU.*--nproc_per_node=2"):
+        run(device="auto")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ import scaling
 import schedules
 from config import check_ranges, load, main
 from data import TrainStream, ValSet, parse_mix, to_device
-from model import Llama, chunk_losses, native_bf16
+from model import Llama, choose_device, chunk_losses, native_bf16
 from tracking import RunFolder, caught_signals, check_folder, clock
 
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
@@ -148,6 +148,11 @@ def check(config, world_size):
     check_folder(config.out_dir, config.name)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if config.device != "cpu" and gpus and local_rank >= gpus:
+        raise ValueError(
+            f"rank {local_rank} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu"
+        )
     make_schedule(config)
     averaging.build([torch.zeros(1)], **average_options(config))
 
@@ -179,11 +184,7 @@ def run_training(config, at_exit):
     # ranks and device
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check(config, world_size)
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
     bf16 = native_bf16(device) if config.dtype == "auto" else config.dtype == "bfloat16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
