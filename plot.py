@@ -354,12 +354,12 @@ def plot_averages(args):
     styles, lines = {}, []
     for axes, here in panels:
         for schedule, y in [("constant", y) for y in AVERAGES] + [(s, "val_loss") for s in ("wsd", *COSINES)]:
-            runs = [row for row in here if row["schedule"] == schedule]
+            runs = at_best_lr([row for row in here if row["schedule"] == schedule], y)
             name = f"constant: {AVERAGES[y]}" if schedule == "constant" else schedule
-            lines += (drawn := series(runs, "total_steps", y, name, with_length(rows)))
+            lines += (drawn := series(runs, "total_steps", y, name, ("lr", *with_length(rows))))
             draw(axes, drawn, styles)
         axes.set_xlabel("steps of the run")
-    return finish(figure, "Final loss over the length of the run: averages against cooldowns", spread(lines))
+    return finish(figure, "Final loss over the length of the run, each at its best learning rate", spread(lines))
 
 
 def plot_bars(args):
