@@ -1,6 +1,6 @@
 """A model of 68,000 parameters on the bytes of Python's standard library: a run of 20 tokens a parameter in a minute.
 
-The studies on a laptop start from here. One thread trains it at 40,000 to 55,000 tokens/s.
+The studies on a laptop start from here. One thread trains it at 31,000 to 45,000 tokens/s.
 
     python prepare_data.py stdlib --tokenizer=bytes
     python train.py configs/small.py
