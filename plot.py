@@ -193,16 +193,23 @@ def plot_curves(args):
 
 
 def plot_lr(args):
-    """Final loss against peak learning rate, a line for each schedule (Figures 3 right, 21)."""
-    lines = series(read_results(args.results, args.only), "lr")
-    figure, axes = plt.subplots(figsize=(6.5, 4.8))
-    draw(axes, lines)
-    for line in lines:
-        best = int(np.argmin(line.mean))
-        print(f"{line.label}: best of {len(line.x)} at lr {line.x[best]:g}, loss {line.mean[best]:.4f}")
-        axes.plot(line.x[best], line.mean[best], "o", ms=13, mfc="none", mec=COLORS[0], mew=0.8)
-    log_axis(axes.xaxis, [x for line in lines for x in line.x])
-    axes.set(xlabel="peak learning rate", ylabel=LOSS)
+    """Final loss against peak learning rate, a panel a model size, a line a schedule (Figures 3 right, 21)."""
+    rows = read_results(args.results, args.only)
+    several = len({row["n_params"] for row in rows}) > 1
+    if several:  # they have lengths in tokens a parameter in common, rather than in steps
+        rows = [row | {"tokens_per_param": float(f"{row['tokens'] / row['n_params']:.2g}")} for row in rows]
+    figure, panels = panel_a_size(rows)
+    styles, lines = {}, []
+    for axes, here in panels:
+        draw(axes, drawn := series(here, "lr", ignore=with_length(rows) if several else ()), styles)
+        for line in drawn:
+            best = int(np.argmin(line.mean))
+            name = f"{axes.get_title()}, {line.label}" if several else line.label
+            print(f"{name}: best of {len(line.x)} at lr {line.x[best]:g}, loss {line.mean[best]:.4f}")
+            axes.plot(line.x[best], line.mean[best], "o", ms=13, mfc="none", mec=COLORS[0], mew=0.8)
+        log_axis(axes.xaxis, [x for line in drawn for x in line.x])
+        axes.set(xlabel="peak learning rate")
+        lines += drawn
     return finish(figure, "Final loss against peak learning rate (ring: the best)", spread(lines))
 
 

@@ -180,6 +180,8 @@ def in_words(column, value):
         return f"{value / unit:.3g}{letter} parameters"
     if column in TEXT or not isinstance(value, float):
         return str(value) if column in TEXT else f"{column} {value}"
+    if column == "tokens_per_param":
+        return f"{value:g} tokens a parameter"
     if column == "cooldown_frac":
         return f"{100 * value:.3g} % cooldown"
     return f"{value:.0f} steps" if column == "total_steps" else f"{column} {value:g}"

@@ -192,6 +192,22 @@ def test_lr(table, figure, capsys):
     assert axes.get_xscale() == "log"
 
 
+def test_lr_of_several_sizes(table, figure, capsys):
+    """Lengths are told in tokens a parameter, which sizes have in common, and look the same in each panel."""
+    rows = []
+    for size, steps in ((1_000_000, 100), (2_000_000, 200)):
+        for n in (steps, 2 * steps):
+            both = dict(n_params=size, total_steps=n, tokens=n * 100_000 - 1000)
+            rows += [row("wsd", loss, lr=lr, **both) for lr, loss in ((1e-3, 3.0), (2e-3, 3 - n / size * 1e3))]
+    drawn = figure("lr", table(rows))
+    assert [axes.get_title() for axes in drawn.axes] == ["1M parameters", "2M parameters"]
+    for axes in drawn.axes:
+        expected = {10: ([1e-3, 2e-3], [3.0, 2.9]), 20: ([1e-3, 2e-3], [3.0, 2.8])}
+        assert lines_of(axes) == {f"wsd, {n} tokens a parameter (1 seed)": expected[n] for n in expected}
+    assert len(legend_of(drawn)) == 2
+    assert "2M parameters, wsd, 20 tokens a parameter: best of 2 at lr 0.002, loss 2.8000" in capsys.readouterr().out
+
+
 def test_a_seed_that_diverged(table, figure, capsys):
     rows = seeds_of("wsd", 3.0) + seeds_of("wsd", 4.0, lr=2e-3)
     rows[5]["val_loss"] = "nan"  # of seed 2, which had 4.0
