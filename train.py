@@ -102,7 +102,7 @@ class Config:
     wandb: Literal["off", "online", "offline"] = "off"  # track with Weights & Biases, too
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; auto: bfloat16 where it is native
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is native; float32 is TF32 on CUDA
     compile: bool | None = None  # torch.compile; none: on cuda only
 
 
