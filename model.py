@@ -134,9 +134,14 @@ class Llama(nn.Module):
 
 
 def choose_device(name, index=0):
-    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time."""
+    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time.
+
+    ValueError if there are not that many GPUs.
+    """
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if index >= (gpus := torch.cuda.device_count()):
+        raise ValueError(f"rank {index} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu")
     torch.cuda.set_device(index)
     torch.set_float32_matmul_precision("high")  # what stays in fp32 is multiplied in TF32
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

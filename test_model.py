@@ -174,23 +174,30 @@ def test_chunk_losses():
     assert torch.equal(stopped[:2], alone[:2]) and (stopped[2:] == 0).all() and len(asked) == 3
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="makes believe that there is a GPU")
-def test_cuda_is_made_to_repeat_itself(monkeypatch):
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """As on a machine without one; afterwards torch computes as before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def test_cuda_is_made_to_repeat_itself(no_gpu, monkeypatch):
     """The switches are set; TEST_DEVICE=cuda, on a GPU, runs the tests that show what they do."""
     chosen = []
     assert choose_device("auto") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # to be restored
-    try:
-        assert choose_device("cpu") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
-        assert choose_device("auto", 1) == torch.device("cuda", 1) and chosen == [1]
-        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_float32_matmul_precision("highest")
-        torch.utils.deterministic.fill_uninitialized_memory = True
+    monkeypatch.setattr(os, "environ", {})
+    assert choose_device("cpu") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
+    assert choose_device("auto", 1) == torch.device("cuda", 1) and chosen == [1]
+    assert torch.are_deterministic_algorithms_enabled() and os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def test_native_bf16(monkeypatch):

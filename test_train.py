@@ -259,11 +259,13 @@ def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
 # What goes wrong
 
 
-def test_more_ranks_than_gpus(run, monkeypatch):
+def test_more_ranks_than_gpus(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="rank 2 of this machine finds 2 GPU.*--nproc_per_node=2"):
         run(device="auto")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -148,11 +148,6 @@ def check(config, world_size):
     check_folder(config.out_dir, config.name)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
-    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if config.device != "cpu" and gpus and local_rank >= gpus:
-        raise ValueError(
-            f"rank {local_rank} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu"
-        )
     make_schedule(config)
     averaging.build([torch.zeros(1)], **average_options(config))
 
