@@ -27,7 +27,7 @@ format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt tests/requirements.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@

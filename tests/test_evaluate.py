@@ -8,19 +8,19 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import BASE, HERE
 
 import averaging
 import checkpoint
 import evaluate
 from data import ValSet
-from test_train import BASE, HERE, data_dir, same  # noqa: F401  (data_dir is a fixture)
 from train import Config, train
 
 AVERAGED = dict(window_horizon=10, window_every=2, window_keep=3, ema_half_life=(5.0, 20.0), ema_every=2)
 
 
 @pytest.fixture(scope="module")
-def ckpt(tmp_path_factory, data_dir):  # noqa: F811
+def ckpt(tmp_path_factory, data_dir):
     """Checkpoints at steps 20, 40, 60 of a run with averages."""
     out = tmp_path_factory.mktemp("runs")
     train(Config(**BASE | AVERAGED | {"out_dir": str(out), "data_dir": str(data_dir), "save_at": (20, 40)}))

@@ -10,15 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import HERE
 
 import tracking
 from tracking import RunFolder, caught_signals, check_folder, clock, read_log
 
-HERE = Path(__file__).resolve().parent
 CONFIG = {"name": "x", "wandb": "off", "lr": 1e-3, "save_at": (1, 2)}
 SECRET = "c0ffee-not-to-be-found"
 

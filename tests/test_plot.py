@@ -1,7 +1,5 @@
 """plot.py: the pictures are made, and hold what the logs and the tables of studies hold."""
 
-import csv
-import json
 import math
 import subprocess
 import sys
@@ -10,56 +8,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import HERE, row, seeds_of, write_log
 from matplotlib.figure import Figure
 
 import plot
 import schedules
 import tables
-
-HERE = Path(__file__).parent
-
-
-def write_log(folder, end=0.0):
-    """Ten steps, the last of which ends `end` lower."""
-    folder.mkdir(parents=True)
-    lines = [{"step": s, "train_loss": 5 - s / 10, "lr": 1e-3 - end * (s == 10) / 1e3} for s in range(1, 11)]
-    lines += [
-        {"step": s, "flops": s * 1e9, "val_loss": 5 - s / 10 - end * (s == 10), "val_loss_window": 4 - s / 10}
-        for s in (0, 5, 10)
-    ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(folder)
-
-
-def row(schedule, val_loss, seed=0, total_steps=100, lr=1e-3, n_params=1_200_000, **more):
-    """A row of results.csv; a wsd run has a 1-sqrt cooldown of 20 % unless `more` says otherwise."""
-    flops = 6.0 * n_params * total_steps * 64
-    wsd = {"cooldown_frac": 0.2, "cooldown_steps": total_steps // 5, "cooldown_shape": "1-sqrt"}
-    name = f"{schedule}-{total_steps}-{lr}-{n_params}-{'-'.join(map(str, more.values()))}-s{seed}"
-    return {
-        **{"name": name, "schedule": schedule, "total_steps": total_steps, "lr": lr, "seed": seed},
-        **{"n_params": n_params, "tokens": 64 * total_steps, "flops": flops, "flops_paid": flops / 4},
-        **{"train_s": 3600.0, "train_s_paid": 1800.0, "train_loss": 1.0, "val_loss": val_loss, "dataset": "text"},
-        **(wsd if schedule == "wsd" else dict.fromkeys(wsd, "")),
-        **{"val_loss_window": "", "window_steps": "", "val_loss_ema": "", **more},
-    }
-
-
-def seeds_of(schedule, mean, **more):
-    """Three seeds whose losses have this mean and a standard deviation of 0.1."""
-    return [row(schedule, mean + shift, seed, **more) for seed, shift in enumerate((-0.1, 0.1, 0.0))]
-
-
-@pytest.fixture
-def table(tmp_path):
-    def write(rows, name="results.csv"):
-        with open(tmp_path / name, "w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        return str(tmp_path / name)
-
-    return write
 
 
 @pytest.fixture

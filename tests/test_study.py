@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import BASE, ENV, HERE, same
 
 import checkpoint
 import planner
 import study
-from test_train import BASE, ENV, HERE, data_dir, same  # noqa: F401  (data_dir is a fixture)
 from train import Config, train
 
 OPTIONS = {k: v for k, v in BASE.items() if not k.startswith(("cooldown", "schedule", "total"))}
@@ -23,7 +23,7 @@ COOLDOWNS = "dict(schedule='wsd', cooldown_frac=0.25, cooldown_shape=['linear', 
 LENGTHS = f"total_steps = [20, 40]\ngrids = [dict(schedule='cosine'), {COOLDOWNS}]"
 
 
-def write(folder, data_dir, text, **options):  # noqa: F811
+def write(folder, data_dir, text, **options):
     """A study's config file in `folder`; returns the arguments that run it."""
     options = OPTIONS | {"out_dir": str(folder / "runs"), "data_dir": str(data_dir)} | options
     (folder / "some.py").write_text("".join(f"{k} = {v!r}\n" for k, v in options.items()) + text)
@@ -38,7 +38,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):  # noqa: F811
+def trained(tmp_path_factory, data_dir):
     """The arguments of a study that is trained: two lengths of a cosine, and of cooldowns of two shapes."""
     folder = tmp_path_factory.mktemp("study")
     args = write(folder, data_dir, LENGTHS)
@@ -119,14 +119,14 @@ def test_only_a_deleted_run_is_trained_again(trained, capsys):
     ]
 
 
-def test_another_study_in_the_same_folder_is_refused(trained, tmp_path, data_dir):  # noqa: F811
+def test_another_study_in_the_same_folder_is_refused(trained, tmp_path, data_dir):
     args = write(tmp_path, data_dir, LENGTHS.replace("40", "30"), out_dir=str(runs_of(trained).parent))
     with pytest.raises(ValueError, match="belongs to another study: .*some.py has no run cosine_total-steps40"):
         study.run(args)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_middle_every_run_saves(tmp_path, data_dir, number):  # noqa: F811
+def test_stopped_in_the_middle_every_run_saves(tmp_path, data_dir, number):
     text = "schedule = 'wsd'\ntotal_steps = [20000, 25000]\nlr = [1e-2, 1e-3]"
     args = write(tmp_path, data_dir, text, log_every=1, save_every=50, eval_every=0, window_horizon=0, ema_half_life=())
     process = subprocess.Popen([sys.executable, str(HERE / "study.py"), *args], env=ENV, stderr=subprocess.DEVNULL)
@@ -150,7 +150,7 @@ def test_stopped_in_the_middle_every_run_saves(tmp_path, data_dir, number):  # n
         assert checkpoint.list_steps(run / "ckpt")[-1] == steps(run) < 16_000
 
 
-def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F811
+def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):
     text = "schedule = 'wsd'\ntotal_steps = [20, 40]\nval_dataset = ['nowhere', 'text']"
     args = write(tmp_path, data_dir, text)
     with pytest.raises(SystemExit) as ended:
@@ -164,7 +164,7 @@ def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):  # noqa: F
     ] and "FAILED" in out
 
 
-def test_a_run_without_its_checkpoint_has_failed(tmp_path, data_dir, capsys):  # noqa: F811
+def test_a_run_without_its_checkpoint_has_failed(tmp_path, data_dir, capsys):
     """Or what is to start from there would wait for ever."""
     (tmp_path / "launch.py").write_text(f"""
 import pathlib, subprocess, sys
@@ -179,7 +179,7 @@ for file in pathlib.Path({str(tmp_path)!r}).glob("runs/some/constant*/ckpt/*"):
     assert "2 that need them wait" in err and "(exit status 0)" in err, err
 
 
-def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
+def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
     text = "schedule = 'wsd'\ntotal_steps = [20, 40]\nname = 'some'"
     args = write(tmp_path, data_dir, text, ema_half_life=(5.0, 10.0))
     study.run([*args, "--print"])
@@ -206,14 +206,14 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):  # noqa: F811
         (["--data_dir=/nowhere"], "/nowhere"),
     ],
 )
-def test_mistakes_on_the_command_line(tmp_path, data_dir, args, message):  # noqa: F811
+def test_mistakes_on_the_command_line(tmp_path, data_dir, args, message):
     own = write(tmp_path, data_dir, "total_steps = 20")
     with pytest.raises(ValueError, match=message):
         study.run([*own, *args])
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_room_on_the_disk(tmp_path, data_dir, monkeypatch):  # noqa: F811
+def test_no_room_on_the_disk(tmp_path, data_dir, monkeypatch):
     args = write(tmp_path, data_dir, "total_steps = 20\nschedule = 'constant'")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     with pytest.raises(ValueError, match="do not fit into .*--out_dir"):

@@ -1,103 +1,21 @@
 """Whole runs, small ones: what was stopped, branched, spread over ranks or looked at often ends in the same bits."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
 import schedules
 import train as trainer
-from train import Config, train
-
-HERE = Path(__file__).parent
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # TEST_DEVICE=cuda runs these tests on a GPU, and what needs two on two
-two_ranks = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="two ranks need two GPUs")
-torch.set_num_threads(1)
-
-# 60 steps of a model of 30,000 parameters; 3 micro-batches each for two halves of a step
-BASE = dict(
-    dataset="text", seq_len=32, global_batch_size=12, micro_batch_size=2, n_layer=2, n_head=2, n_embd=32, lr=1e-2,
-    schedule="wsd", total_steps=60, warmup_steps=5, cooldown_steps=20, eval_every=20, eval_tokens=2000, log_every=10,
-    save_every=20, device=DEVICE, dtype="float32", compile=False,
-    window_horizon=10, window_every=2, window_keep=2, ema_half_life=(5.0,), ema_every=1,
-)  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    """Two datasets of bytes: our own sources, and the same backwards."""
-    text = b"".join(path.read_bytes() for path in sorted(HERE.glob("[a-s]*.py")))
-    folder = tmp_path_factory.mktemp("data")
-    write_bins(folder / "text", np.frombuffer(text, np.uint8))
-    write_bins(folder / "other", np.frombuffer(text[::-1], np.uint8))
-    write_bins(folder / "words", np.frombuffer(text, np.uint8), tokenizer="words")
-    return folder
-
-
-def write_bins(folder, tokens, **meta):
-    folder.mkdir()
-    splits = {"train": tokens[:-4000], "val": tokens[-4000:]}
-    for name, part in splits.items():
-        part.astype("<u2").tofile(folder / f"{name}.bin")
-    hashes = {n: hashlib.sha256((folder / f"{n}.bin").read_bytes()).hexdigest() for n in splits}
-    info = {n: {"tokens": len(part), "sha256": hashes[n]} for n, part in splits.items()}
-    info = {"format": 1, "dtype": "uint16", "tokenizer": "bytes", "vocab_size": 257, "splits": info} | meta
-    (folder / "meta.json").write_text(json.dumps(info))
-
-
-@pytest.fixture
-def run(tmp_path, data_dir):
-    """run(name, **options) trains in this process and returns the newest checkpoint."""
-
-    def go(name="run", **options):
-        train(Config(**{**BASE, "name": name, "out_dir": str(tmp_path / "runs"), "data_dir": str(data_dir), **options}))
-        return newest(tmp_path, name)
-
-    return go
-
-
-def newest(tmp_path, name):
-    return checkpoint.load_latest(tmp_path / "runs" / name / "ckpt")[0]
-
-
-def command(tmp_path, data_dir, name, *launcher, **options):
-    """The command line of the same run, for what needs a process of its own."""
-    options = {**BASE, "name": name, "out_dir": tmp_path / "runs", "data_dir": data_dir, **options}
-    options |= {k: ",".join(map(str, v)) for k, v in options.items() if isinstance(v, tuple)}
-    return [*(launcher or [sys.executable]), str(HERE / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
-
-
-def lines(tmp_path, name):
-    """The log without its timings."""
-    text = (tmp_path / "runs" / name / "log.jsonl").read_text()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("tokens_per_s", "mfu")} for line in text.splitlines()
-    ]
-
-
-def tensors(state):
-    """Weights, moments and averages of a checkpoint, by name."""
-    all_of_them = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
-    for name, average in state["averages"].items():
-        for block in average["blocks"]:
-            all_of_them |= {f"{name}.{block['first']}-{block['last']}.{k}": v for k, v in block["tensors"].items()}
-    return all_of_them | state["model"]
-
-
-def same(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
+from train import Config
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Exactness

@@ -1,7 +1,7 @@
 """Faults, in real processes and on real files: whatever happens to a run, it ends in the bits of one left alone.
 
-    python -m pytest test_faults.py              # the quick part, in `make test`
-    python -m pytest test_faults.py -m long -s   # `make test-long`: many more, and what they came to
+    python -m pytest tests/test_faults.py              # the quick part, in `make test`
+    python -m pytest tests/test_faults.py -m long -s   # `make test-long`: many more, and what they came to
 
 The code under test has no hooks. A run is a process of its own, which a test kills, or which first replaces a function
 by one that kills it, fills its disk or spoils its numbers. Every proof has a control: the fault without the remedy.
@@ -30,13 +30,13 @@ import pytest
 import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
 import torch.nn.functional as F
+from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
 import data
 import prepare_data
 from config import main
 from model import Llama
-from test_train import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 from train import Config, train
 
 # 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10

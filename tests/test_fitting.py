@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize
-
 import test_curves
 import test_laws
+from scipy import optimize
+
 from fitting import DELTA, bootstrap, evaluate, huber, minimize_huber, quantiles, residual_scale, to_params, to_theta
 from laws import LAWS, asymptote, chinchilla
 

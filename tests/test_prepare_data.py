@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from conftest import HERE
 
 import data
 import prepare_data
@@ -411,7 +412,7 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
         f"--data_dir={tmp_path}",
         "--procs=2",
     ]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     assert run.returncode == 1
     lines = [line for line in run.stderr.splitlines() if line and "tokens/s" not in line]
     assert len(lines) == 1 and lines[0].startswith("prepare_data.py: [Errno 27] File too large: ")

@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
+from conftest import row, seeds_of, write_log
 
 import tables
-from test_plot import row, seeds_of, table, write_log  # noqa: F401  (table is a fixture)
 
 
 def test_labels_say_what_differs():
@@ -56,7 +56,7 @@ def test_averages_of_several_kinds_are_results_too():
     assert "beta2" in tables.settings(rows) and not [c for c in tables.settings(rows) if c.startswith("val_loss")]
 
 
-def test_what_is_kept_of_a_study(tmp_path, table):  # noqa: F811
+def test_what_is_kept_of_a_study(tmp_path, table):
     path = table([row("wsd", 3.0) | {"name": name} for name in ("a", "b/c")])
     for name in ("a", "b/c"):
         write_log(tmp_path / name)

@@ -19,11 +19,10 @@ from typing import Literal
 
 import pytest
 import torch
+from conftest import HERE
 
 import train
 from config import check_ranges, load, main
-
-HERE = Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
