@@ -1,26 +1,35 @@
-"""`python script.py [file.py ...] [--key=value ...]` -> one flat dataclass, checked.
+"""`python script.py [file.py ...] [--key=value ...]` -> one flat dataclass, checked; and what all commands share.
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        lr: float = option(5e-4, "result", above=0)  # peak
 
     config = load(Config, sys.argv[1:])      # files in their order, then flags: later values win, flags always
+    main(lambda: train(config))              # ends with one line for a `Mistake`, with a traceback for a bug
 
 A config file is Python that assigns the fields' names (`lr = 1e-3`); it is run, so read it before you use it. Names
 with a leading underscore, modules and functions are its own. Files are looked for in the working directory, then beside
-this one. A mistake is a ValueError of one line: the option, where it stood, what was given, what would do.
+this one. A mistake is a `Mistake` of one line: the option, where it stood, what was given, what would do.
 """
 
+import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import math
 import os
 import runpy
 import sys
-import traceback
 import types
 import typing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+MACHINE = "ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOLCK EFBIG EMFILE ENFILE ENOMEM ESTALE ENOTCONN".split()
+MACHINE = {getattr(errno, name, None) for name in MACHINE} - {None}  # its faults: a full disk, a missing right, ...
 ALIASES = {  # what others call it, to say what it is called here
     "learning_rate": "lr",
     "max_lr": "lr",
@@ -30,6 +39,85 @@ ALIASES = {  # what others call it, to say what it is called here
     "iterations": "total_steps",
     "wd": "weight_decay",
 }
+
+
+class Mistake(ValueError):
+    """A mistake of the user, found by a check: its text is one line that says what was given and what would do."""
+
+
+@contextlib.contextmanager
+def mistakes():
+    """Take a ValueError for a Mistake: around files that others copy, which know ValueError only."""
+    try:
+        yield
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def option(default, kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf, choices=()):
+    """A field of a dataclass of options: its default, its kind (a word; see `names`) and the values that it takes.
+
+    Bounds hold for numbers, and for each of a tuple of numbers; none is for any of them. `choices` are all there are.
+    """
+    limits = {"least": least, "most": most, "above": above, "below": below, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata={"kind": kind} | limits)
+
+
+def names(cls, *kinds):
+    """The options of these kinds, in their order."""
+    return [field.name for field in dataclasses.fields(cls) if field.metadata["kind"] in kinds]
+
+
+def to_record(config):
+    """{option: value} to write down, and under "not_default" the names of those that make this run what it is."""
+    changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    return dataclasses.asdict(config) | {"not_default": sorted({*changed} - {*names(config, "free")})}
+
+
+def from_record(cls, record, where, warn=True):
+    """{option: value} of every option of `cls`, from a record: an option that it does not have yet has its default.
+
+    An option of the record that `cls` does not have is named on stderr. Mistake if it was not at its default then.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    for name in record.keys() - fields.keys() - {"not_default"}:
+        if name in record.get("not_default", ()):
+            raise Mistake(f"{where} was made with {name}={record[name]!r}, an option that this code does not have")
+        if warn:
+            print(f"{where}: {name}={record[name]!r} is no option here; it was at its default", file=sys.stderr)
+    found = {name: record.get(name, default) for name, default in fields.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
+def check_values(config):
+    """Raise Mistake unless every option lies within its bounds and choices."""
+    for field in dataclasses.fields(config):
+        check_value(field, getattr(config, field.name), field.name)
+
+
+def check_value(field, value, where):
+    limits = field.metadata
+    if limits.get("choices") and value not in limits["choices"]:
+        raise Mistake(f"{where}={value!r}: expected one of {', '.join(limits['choices'])}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if limits and type(number) in (int, float):
+            good = limits["least"] <= number <= limits["most"] and limits["above"] < number < limits["below"]
+            if not good or not math.isfinite(number):
+                raise Mistake(f"{where}={value}: expected {describe_limits(limits)}")
+
+
+def describe_limits(limits):
+    """Bounds in words: "a number at least 0 and below 1"."""
+    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    return "a finite number " + " and ".join(f"{w} {limits[k]}" for k, w in words.items() if math.isfinite(limits[k]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files and flags
 
 
 def load(cls, args):
@@ -43,7 +131,7 @@ def load(cls, args):
     for arg in (a for a in args if a.startswith("--")):
         name, equals, value = arg[2:].partition("=")
         if not equals:
-            raise ValueError(f"{arg}: write a value behind it, as in {arg}=VALUE")
+            raise Mistake(f"{arg}: write a value behind it, as in {arg}=VALUE")
         values[name] = parse(cls, name, value, where=f"--{name}", text=True)
     return cls(**values)
 
@@ -61,16 +149,16 @@ def run_file(path):
     """Run a config file: ({name: value}, {name: line it was assigned on})."""
     found = next((p for p in (Path(path), HERE / path) if p.is_file()), None)
     if found is None or found.suffix != ".py":
-        raise ValueError(
+        raise Mistake(
             f"{path}: no such config file; expected a .py file, such as configs/tiny.py, and --key=value flags"
         )
     if str(HERE) not in sys.path:
-        sys.path.insert(0, str(HERE))  # for `from configs.base import *`
+        sys.path.insert(0, str(HERE))  # for `from configs.tiny import *`
     try:
         namespace = runpy.run_path(str(found))
         tree = ast.parse(found.read_text())
     except Exception as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise Mistake(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     lines = {}
     for statement in tree.body:
         if not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):  # the names in there are not options
@@ -86,13 +174,13 @@ def parse(cls, name, value, where, text=False):
     if name not in hints:
         known = {n: n for n in hints} | {alias: n for alias, n in ALIASES.items() if n in hints}
         near = [known[n] for n in difflib.get_close_matches(name, known, n=1, cutoff=0.5)]
-        raise ValueError(
-            f"{where}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them all")
-        )
+        raise Mistake(f"{where}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them all"))
     try:
-        return convert(hints[name], value, text)
+        value = convert(hints[name], value, text)
     except (ValueError, OverflowError):
-        raise ValueError(f"{where}={value!r}: expected {describe(hints[name])}") from None
+        raise Mistake(f"{where}={value!r}: expected {in_words(hints[name])}") from None
+    check_value(next(field for field in dataclasses.fields(cls) if field.name == name), value, where)
+    return value
 
 
 def convert(kind, value, text):
@@ -120,45 +208,16 @@ def convert(kind, value, text):
     return value
 
 
-def describe(kind):
+def in_words(kind):
     """Say what a type takes, for messages and --help."""
     args = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(map(str, args))
     if typing.get_origin(kind) is tuple:
-        return f"{describe(args[0])}s with commas between"
+        return f"{in_words(args[0])}s with commas between"
     if args:
-        return " or ".join("none" if a is type(None) else describe(a) for a in args)
+        return " or ".join("none" if a is type(None) else in_words(a) for a in args)
     return {int: "whole number", float: "number", bool: "True or False", str: "text"}[kind]
-
-
-def check_ranges(config, ranges):
-    """Hold options against {"name name ...": (lowest, highest)}, both allowed."""
-    for names, (low, high) in ranges.items():
-        for name in names.split():
-            if not low <= getattr(config, name) <= high:
-                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise ValueError(f"{name}={getattr(config, name)}: expected a number {limits}")
-
-
-def main(run):
-    """Call `run()`; end with one line on stderr and status 1 for a user's mistake, a full disk, or divergence.
-
-    Only errors that this code raises are taken for that; others keep their traceback.
-    """
-    try:
-        run()
-    except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (ValueError, OSError, FloatingPointError) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        ours = Path(frame.filename).resolve().parent == HERE and (frame.line or "").startswith("raise ")
-        if not ours and not isinstance(error, OSError):
-            raise
-        rank = os.environ.get("RANK", "0")
-        print("error: " if rank == "0" else f"rank {rank}: error: ", error, sep="", file=sys.stderr)
-        sys.exit(1)
 
 
 def help_text(cls):
@@ -171,7 +230,40 @@ def help_text(cls):
         if name in fields:
             default = fields[name].default
             out.append(f"  --{name}={'' if default == () else default}".ljust(34) + f" {comment.strip()}")
-            out.append(" " * 35 + f"[{describe(hints[name])}]")
+            out.append(" " * 35 + f"[{in_words(hints[name])}]")
         elif comment:
             out.append(f"\n{comment.strip()}" if not code else comment)
     return "\n".join(out)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose description is shown as it is written, and whose errors are Mistakes."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+    def error(self, message):
+        raise Mistake(message)
+
+
+def main(run, mistake=Mistake):
+    """Call `run()`; end with one line on stderr and status 1 for a mistake, a fault of the machine, or divergence.
+
+    All else is a bug, and keeps its traceback. An OSError is the machine's by its number, or ours if it has none.
+    """
+    try:
+        run()
+    except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (mistake, OSError, FloatingPointError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, *MACHINE):
+            raise
+        rank = os.environ.get("RANK", "0")
+        text = " ".join(str(error).split())  # one line, whatever a library says
+        print("error: " if rank == "0" else f"rank {rank}: error: ", text, sep="", file=sys.stderr)
+        sys.exit(1)

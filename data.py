@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from config import Mistake
+
 FORMAT = 1  # of meta.json
 DTYPES = ("<u2", "<u4", "uint16", "uint32")  # of bins
 SCAN_BYTES = 1 << 30  # bins up to this size are searched for stray tokens when opened; every batch is, always
@@ -36,25 +38,25 @@ def read_meta(folder):
     folder = Path(folder)
     if not folder.is_dir():
         have = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/meta.json"))) or "nothing"
-        raise ValueError(
+        raise Mistake(
             f"dataset {folder.name!r} is not in {folder.parent}/ (there: {have}); "
             "make it with prepare_data.py, which prints the --dataset= to use"
         )
     if not (folder / "meta.json").is_file():
-        raise ValueError(
+        raise Mistake(
             f"{folder} has no meta.json, so its bins may be incomplete: run prepare_data.py for it again, "
             f"or, for bins made elsewhere, python prepare_data.py --adopt {folder}"
         )
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except json.JSONDecodeError:
-        raise ValueError(f"{folder}/meta.json is damaged: delete the folder and prepare it again") from None
+        raise Mistake(f"{folder}/meta.json is damaged: delete the folder and prepare it again") from None
     if meta.get("format") != FORMAT:
-        raise ValueError(
+        raise Mistake(
             f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: delete the folder and prepare it again"
         )
     if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
-        raise ValueError(
+        raise Mistake(
             f"{folder}/meta.json has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: delete the folder "
             "and prepare it again"
         )
@@ -62,7 +64,7 @@ def read_meta(folder):
         path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
-            raise ValueError(
+            raise Mistake(
                 f"{path} has {size:,} bytes, its meta.json says {expected:,}: delete the folder and prepare it again"
             )
     return meta
@@ -72,10 +74,10 @@ def open_bin(folder, split):
     """(token ids of a split as a read-only memmap, meta); ValueError says what is wrong and what to do."""
     meta = read_meta(folder)
     if split not in meta["splits"]:
-        raise ValueError(f"{folder} has no {split!r} split (it has {', '.join(meta['splits'])})")
+        raise Mistake(f"{folder} has no {split!r} split (it has {', '.join(meta['splits'])})")
     path = Path(folder) / f"{split}.bin"
     if meta["splits"][split]["tokens"] < 2:
-        raise ValueError(f"{path} has {meta['splits'][split]['tokens']} tokens: nothing to predict; prepare more text")
+        raise Mistake(f"{path} has {meta['splits'][split]['tokens']} tokens: nothing to predict; prepare more text")
     tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
     if tokens.nbytes <= SCAN_BYTES:
         check_tokens(tokens, meta["vocab_size"], path)
@@ -85,7 +87,7 @@ def open_bin(folder, split):
 def check_tokens(tokens, vocab_size, where):
     """Raise ValueError if a token id is not below `vocab_size`."""
     if (largest := int(tokens.max())) >= vocab_size:
-        raise ValueError(
+        raise Mistake(
             f"{where}: token {largest} at index {int(tokens.argmax())} is beyond the vocabulary of {vocab_size}; "
             "the bin is damaged or was made with another tokenizer: delete the folder and prepare it again"
         )
@@ -144,7 +146,7 @@ def parse_mix(spec):
         except (ValueError, ZeroDivisionError):
             weight = 0
         if not name or name in weights or weight <= 0:
-            raise ValueError(
+            raise Mistake(
                 f"dataset={spec!r}: expected NAME or NAME:WEIGHT,NAME:WEIGHT,..., weights > 0, each name once"
             )
         weights[name] = weight
@@ -152,7 +154,7 @@ def parse_mix(spec):
     divisor = gcd(*(int(w * scale) for w in weights.values()))
     weights = {name: int(w * scale) // divisor for name, w in weights.items()}
     if sum(weights.values()) > 10**6:
-        raise ValueError(f"dataset={spec!r}: the weights need more than six digits; round them")
+        raise Mistake(f"dataset={spec!r}: the weights need more than six digits; round them")
     return weights
 
 
@@ -200,10 +202,10 @@ class TrainStream:
             self.bins[name], self.meta[name] = open_bin(Path(data_dir) / name, "train")
             size = self.bins[name].size
             if size < 2 * seq_len:
-                raise ValueError(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
+                raise Mistake(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
         tokenizers = {meta["tokenizer"]: meta["vocab_size"] for meta in self.meta.values()}
         if len({(meta["tokenizer"], meta["vocab_size"]) for meta in self.meta.values()}) > 1:
-            raise ValueError(f"dataset: a mix needs one tokenizer, not {' and '.join(tokenizers)}; prepare them alike")
+            raise Mistake(f"dataset: a mix needs one tokenizer, not {' and '.join(tokenizers)}; prepare them alike")
         (self.vocab_size,) = tokenizers.values()
 
     def locate(self, position, count):
@@ -245,7 +247,7 @@ class ValSet:
     def __init__(self, folder, seq_len, tokens=0):
         self.tokens, self.meta = open_bin(folder, "val")
         if tokens >= self.tokens.size:
-            raise ValueError(
+            raise Mistake(
                 f"eval_tokens={tokens:,} is more than {folder} can give: {self.tokens.size - 1:,}; 0 takes all"
             )
         self.n_targets = tokens or self.tokens.size - 1

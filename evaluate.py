@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import averaging
 import checkpoint
-from config import main
+from config import Mistake, main
 from data import ValSet, parse_mix
 from model import Llama, choose_device, chunk_losses, native_bf16
 
@@ -56,7 +56,7 @@ class Task:
         config = state["config"]
         dataset = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
         if (config["seq_len"], dataset) != (self.seq_len, self.dataset):
-            raise ValueError(f"{path} has seq_len={config['seq_len']} and dataset {dataset!r}: evaluate it by itself")
+            raise Mistake(f"{path} has seq_len={config['seq_len']} and dataset {dataset!r}: evaluate it by itself")
 
     def add(self, model, /, **row):
         """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
@@ -94,9 +94,7 @@ def evaluate_average(args, paths):
     task = Task(args, state)
     names = [name for name in state["averages"] if name.partition("_")[0] == args.average]
     if not names:
-        raise ValueError(
-            f"{path} has no {args.average} average: train with --window_horizon=500 or --ema_half_life=200"
-        )
+        raise Mistake(f"{path} has no {args.average} average: train with --window_horizon=500 or --ema_half_life=200")
     model = build_model(state, task.device)
     task.add(model, average="raw weights", steps=1)
     for name in names:
@@ -191,11 +189,11 @@ def run(args=None):
     args = parser.parse_args(args)
     paths = args.checkpoints
     if (args.average and len(paths) != 1) or (args.interpolate and len(paths) != 2):
-        raise ValueError(f"{len(paths)} checkpoints: --average takes one, --interpolate two")
+        raise Mistake(f"{len(paths)} checkpoints: --average takes one, --interpolate two")
     if args.out and not (args.merge and Path(args.out).absolute().parent.is_dir()):
-        raise ValueError(f"--out={args.out}: goes with --merge, into a folder that is there")
+        raise Mistake(f"--out={args.out}: goes with --merge, into a folder that is there")
     if args.points < 2:
-        raise ValueError(f"--points={args.points}: expected at least 2")
+        raise Mistake(f"--points={args.points}: expected at least 2")
     chosen = [(args.average, evaluate_average), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]
     chosen += [(args.ensemble, evaluate_ensemble), (True, evaluate_each)]
     task = next(function for on, function in chosen if on)(args, paths)

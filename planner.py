@@ -19,7 +19,7 @@ import numpy as np
 
 import scaling
 from checkpoint import NOT_OF_THE_RESULT, list_steps, path_of
-from config import HERE, parse, read_file, run_file
+from config import HERE, Mistake, parse, read_file, run_file
 from data import parse_mix, read_meta
 from prepare_data import TOKENIZERS
 from tracking import read_log
@@ -38,17 +38,17 @@ def read_study(path, flags=()):
     study = values.pop("name", Path(path).stem)
     start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
     if taken := [name for name in NOT_FOR_A_STUDY if name in start]:
-        raise ValueError(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
+        raise Mistake(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
     grids = values.pop("grids", [{}])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
-        raise ValueError(f"{path}:{lines['grids']}: grids={grids!r}: expected a list of dicts, one for each grid")
+        raise Mistake(f"{path}:{lines['grids']}: grids={grids!r}: expected a list of dicts, one for each grid")
 
     def axis(name, value, where):
         """The checked values that one option takes."""
         if name in NOT_FOR_A_STUDY:
-            raise ValueError(f"{where}: a study sets {name} itself, so leave it out")
+            raise Mistake(f"{where}: a study sets {name} itself, so leave it out")
         if value == []:
-            raise ValueError(f"{where}=[]: an empty list makes no run; give one value or more")
+            raise Mistake(f"{where}=[]: an empty list makes no run; give one value or more")
         return [parse(Config, name, v, where) for v in (value if isinstance(value, list) else [value])]
 
     common = {name: axis(name, v, f"{path}:{lines.get(name, '?')}: {name}") for name, v in values.items()}
@@ -66,16 +66,14 @@ def read_study(path, flags=()):
     runs = {}
     for values, name in zip(chosen, labels, strict=True):
         if name in runs:
-            raise ValueError(
-                f"{path}: two runs with the name {name!r}: one value too often, or `name` given to several"
-            )
+            raise Mistake(f"{path}: two runs with the name {name!r}: one value too often, or `name` given to several")
         if name.split("/")[0] == "shared":
-            raise ValueError(f"{path}: name={name!r}: that folder is for shared segments; choose another")
+            raise Mistake(f"{path}: name={name!r}: that folder is for shared segments; choose another")
         runs[name] = Config(**start | values | {"name": f"{study}/{name}"})
         try:
             check(runs[name], world_size=1)
         except ValueError as error:
-            raise ValueError(f"{path}: run {name}: {error}") from None
+            raise Mistake(f"{path}: run {name}: {error}") from None
     return study, runs
 
 
@@ -101,21 +99,21 @@ def name_runs(chosen):
 def check_folder(folder, runs, path):
     """Raise ValueError if the study's folder holds runs that the config does not describe as they are."""
     if (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is the folder of a single run: give the study another name, as in name = 'x-study'")
+        raise Mistake(f"{folder} is the folder of a single run: give the study another name, as in name = 'x-study'")
     planned = {Path(config.out_dir) / config.name: config for config in runs.values()}
     for file in sorted(folder.rglob("config.json")):
         if folder / "shared" in file.parents:
             continue
         there, config = json.loads(file.read_text()), planned.get(file.parent)
         if config is None:
-            raise ValueError(
+            raise Mistake(
                 f"{folder} belongs to another study: {path} has no run {file.parent.relative_to(folder)}; "
                 "give this one another name, or delete that run's folder"
             )
         now = json.loads(json.dumps(dataclasses.asdict(config)))
         for name in now.keys() - {*NOT_OF_THE_RESULT, "init_from"}:
             if now[name] != there.get(name):
-                raise ValueError(
+                raise Mistake(
                     f"{folder} belongs to another study: its run {file.parent.name} has {name}={there.get(name)!r}, "
                     f"here it is {now[name]!r}; give this one another name, or delete that run's folder"
                 )
@@ -220,7 +218,7 @@ def plan(study, runs):
             return [segment for part in parts.values() for segment in grow(part, start, parent)]
         ended = [name for name in names if len(factors[name]) == end]
         if len(ended) > 1:
-            raise ValueError(f"runs {' and '.join(ended)} are the same, learning rate by learning rate: leave one out")
+            raise Mistake(f"runs {' and '.join(ended)} are the same, learning rate by learning rate: leave one out")
         config = runs[ended[0] if ended else names[0]]
         if not ended:
             digest = hashlib.sha256(group_of(config).encode() + one[:end].tobytes()).hexdigest()[:8]

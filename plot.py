@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter  # noqa: E402
 
 import schedules  # noqa: E402
-from config import main  # noqa: E402
+from config import Mistake, main  # noqa: E402
 from tables import (  # noqa: E402
     AVERAGES,
     CELL,
@@ -125,7 +125,7 @@ def finish(figure, title, caption="", columns=2, axes=None, where="center"):
     for each in axes or figure.axes:
         handles |= dict(zip(*reversed(each.get_legend_handles_labels()), strict=True))
     if not handles:
-        raise ValueError("nothing to draw: lower --from_step, or give other runs")
+        raise Mistake("nothing to draw: lower --from_step, or give other runs")
     look = {"ncols": min(columns, len(handles)), "title": caption, "loc": f"outside lower {where}"}
     figure.suptitle(title)
     figure.legend(handles.values(), handles.keys(), **look)
@@ -276,7 +276,7 @@ def plot_interpolation(args):
             rows = json.loads(path.read_text())["rows"]
             t, losses = zip(*[(row["t"], row["val_loss"]) for row in rows], strict=True)
         except (ValueError, KeyError, TypeError):  # not JSON, no such rows, none
-            raise ValueError(f"{path}: expected what evaluate.py --interpolate A B --json prints") from None
+            raise Mistake(f"{path}: expected what evaluate.py --interpolate A B --json prints") from None
         axes.plot(t, losses, label=path.stem, **style(i))
     axes.set(xlabel="share t of the way from the first checkpoint to the second", ylabel=LOSS)
     return finish(figure, "Loss on the straight line between two checkpoints")
@@ -295,7 +295,7 @@ def plot_envelope(args):
     for path in find_runs(args.runs):
         _, evaluation, name = read_log(path)
         if name not in named:
-            raise ValueError(f"{path}: no run of that name in {', '.join(args.results)}; leave it out of --runs")
+            raise Mistake(f"{path}: no run of that name in {', '.join(args.results)}; leave it out of --runs")
         points = [(line["flops"], line["val_loss"]) for line in evaluation if line["flops"] > 0]
         axes.plot(*zip(*points, strict=True), color=looks[named[name]["n_params"]]["color"], lw=0.7)
         reached[named[name]["schedule"]] += points
@@ -346,7 +346,7 @@ def plot_diagonal(args):
             axes.plot([], [], label=label, **look)
             seen.append((min(*x, *cosine), max(*x, *cosine)))
     if not seen:
-        raise ValueError("no cosine run has another of equal seed, size, data and length; add such pairs to the study")
+        raise Mistake("no cosine run has another of equal seed, size, data and length; add such pairs to the study")
     span = [np.min(seen), np.max(seen)]
     axes.plot(span, span, color="0.6", lw=0.8, label="y = x: equal")
     axes.set(xlabel="perplexity of the alternative", ylabel="perplexity of cosine", aspect="equal")
@@ -461,7 +461,7 @@ def run(args=None):
 
     args = parser.parse_args(args)
     if Path(args.out).suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--out={args.out}: its suffix says the format, .png, .svg or .pdf")
+        raise Mistake(f"--out={args.out}: its suffix says the format, .png, .svg or .pdf")
     figure = args.plot(args)
     figure.savefig(args.out, dpi=150, metadata={"Date": None} if args.out.endswith(".svg") else None)
     plt.close("all")

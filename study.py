@@ -46,7 +46,7 @@ from tqdm import tqdm
 import scaling
 import schedules
 from checkpoint import NOT_OF_THE_RESULT
-from config import main
+from config import Mistake, main
 from data import parse_mix, read_meta
 from model import Llama, native_bf16
 from planner import check_folder, disk, flops_per_step, plan, read_study, shape_of, trained
@@ -300,7 +300,7 @@ def check_room(folder, waiting):
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     need, free = disk(waiting), shutil.disk_usage(there).free
     if need > free:
-        raise ValueError(
+        raise Mistake(
             f"checkpoints of up to {need / 1e9:.2g} GB do not fit into {there}, which has {free / 1e9:.2g} GB left: "
             "make room, choose another --out_dir, or save less often (--save_every)"
         )
@@ -317,9 +317,9 @@ def parse_args(args):
     parser.add_argument("--launch", default=sys.executable, help='instead of python: "torchrun --nproc_per_node=2"')
     args, flags = parser.parse_known_args(args)
     if others := [flag for flag in flags if not flag.startswith("--")]:
-        raise ValueError(f"{others[0]}: expected one study, and options as --key=value")
+        raise Mistake(f"{others[0]}: expected one study, and options as --key=value")
     if args.jobs < 1:
-        raise ValueError(f"--jobs={args.jobs}: expected how many runs to train side by side, such as 2")
+        raise Mistake(f"--jobs={args.jobs}: expected how many runs to train side by side, such as 2")
     return args, flags
 
 

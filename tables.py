@@ -9,6 +9,8 @@ A column that is neither a result nor a seed is a setting, and rows that differ 
 """
 
 import csv
+import functools
+import gzip
 import json
 import math
 import shutil
@@ -18,8 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import main
+from config import Mistake, main
 
+ARCHIVE = "logs.jsonl.gz"  # in the folder of a study's results: the logs of all its runs, thinned
 AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
 COSINES = ("cosine", "onecycle")  # onecycle is the paper's cosine
 
@@ -35,20 +38,85 @@ CELL = ("dataset", "n_params", "n_layer", "n_embd", "total_steps", "tokens")  # 
 # Reading
 
 
-def read_log(path):
-    """(training lines, evaluation lines, name) of a run's folder or its log.jsonl."""
+def read_lines(path):
+    """Lines of a text file, unpacked if its name ends in .gz; a byte-order mark goes."""
+    unpacked = gzip.open if str(path).endswith(".gz") else open
+    try:
+        with unpacked(path, "rt", newline="", encoding="utf-8-sig") as f:
+            return f.readlines()
+    except FileNotFoundError:
+        raise Mistake(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise Mistake(f"{path} is not text in UTF-8; save it as UTF-8, or give a CSV or .jsonl") from None
+
+
+def read_rows(path):
+    """Rows of a CSV (comma, semicolon or tab), or of JSON lines -> [(where, dict)], `where` for messages.
+
+    path    .csv, .jsonl, the folder of a run, or that of a run whose log is kept in an archive: see `find_log`
+    Mistake for what csv.DictReader lets pass: a name twice in the header, more cells than the header has.
+    """
+    file, run = find_log(path) or (Path(path), None)
+    lines = read_lines(file)
+    if file.name.endswith((".jsonl", ".jsonl.gz")):
+        filled = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+        rows = [(f"{file} line {i}", json_object(line, file, i, len(lines))) for i, line in filled]
+        return [(where, row) for where, row in rows if run is None or row.pop("run", None) == run]
+    header = lines[0] if lines else ""
+    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), restval="", skipinitialspace=True)
+    names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise Mistake(f"{path}: column {name!r} stands twice in the header; rename one")
+    rows = []
+    for row in reader:
+        if None in row:
+            raise Mistake(f"{path} line {reader.line_num}: more cells than the header has; a comma in a number?")
+        if any(row.values()):  # spreadsheets write empty rows
+            rows.append((f"{path} line {reader.line_num}", row))
+    return rows
+
+
+def json_object(line, path, i, n):
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        hint = "; if a crash cut it off, delete it" if i == n else ""
+        raise Mistake(f"{path} line {i} is not a JSON object{hint}") from None
+
+
+def find_log(path):
+    """(file, None) for the log of a run's folder or for a log itself, (archive, run's name) for one kept in an archive.
+
+    An archive is a study's logs.jsonl.gz: the lines of all its runs, each with its "run". So results/demo/cosine is
+    read as runs/demo/cosine is, and so is results/demo/cosine/log.jsonl. None if there is no such run.
+    """
     path = Path(path)
     file = path / "log.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"{path}: no log.jsonl there; give folders of runs, or their logs")
-    try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: a line of it is not JSON ({error}); give the log.jsonl of a run") from None
-    name = file.parent.name if file.name == "log.jsonl" else file.stem
+    if file.is_file():
+        return file, None
+    archive = next((p / ARCHIVE for p in path.parents if (p / ARCHIVE).is_file()), None)
+    if not archive:
+        return None
+    run = path.relative_to(archive.parent).as_posix().removesuffix("/log.jsonl")
+    return (archive, run) if run in runs_in(archive) else None
+
+
+@functools.cache
+def runs_in(archive):
+    """Names of the runs whose lines an archive holds, in their order."""
+    return list(dict.fromkeys(json.loads(line)["run"] for line in read_lines(archive)))
+
+
+def read_log(path):
+    """(training lines, evaluation lines, name) of a run's folder, its log.jsonl, or of a run in an archive."""
+    if not find_log(path):
+        raise Mistake(f"{path}: no log.jsonl there; give folders of runs, or their logs")
+    path, lines = Path(path), [row for _, row in read_rows(path)]
+    name = path.parent.name if path.name == "log.jsonl" else path.name.removesuffix(".jsonl")
     training, evaluation = [x for x in lines if "train_loss" in x], [x for x in lines if "val_loss" in x]
     if not evaluation:
-        raise ValueError(f"{file}: no val_loss in it; train with --eval_every above 0, or leave it out")
+        raise Mistake(f"{path}: no val_loss in it; train with --eval_every above 0, or leave it out")
     return training, evaluation, name
 
 
@@ -57,7 +125,8 @@ def find_runs(paths):
     found = []
     for path in map(Path, paths):
         inside = [] if (path / "log.jsonl").exists() else sorted(log.parent for log in path.glob("*/log.jsonl"))
-        found += inside or [path]
+        kept = [path / run for run in runs_in(path / ARCHIVE)] if (path / ARCHIVE).is_file() else []
+        found += inside or kept or [path]
     return found
 
 
@@ -65,13 +134,13 @@ def read_cell(column, text, where):
     """A number where one is due or can be read, else text; None if empty."""
     if not text.strip():
         if column in ALWAYS and column != "val_loss":
-            raise ValueError(f"{where}: {column} is empty; every run has one")
+            raise Mistake(f"{where}: {column} is empty; every run has one")
         return None
     try:
         return text if column in TEXT else float(text)
     except ValueError:
         if column in ALWAYS or column in RESULTS:
-            raise ValueError(f"{where}: {column}={text!r} is not a number") from None
+            raise Mistake(f"{where}: {column}={text!r} is not a number") from None
         return text
 
 
@@ -80,20 +149,20 @@ def read_table(path, columns):
     path = Path(path)
     file = path / "results.csv" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path}: no results.csv there; study.py writes one")
+        raise Mistake(f"{path}: no results.csv there; study.py writes one")
     with open(file, newline="") as f:
         table = csv.DictReader(f)
         missing = [c for c in (*ALWAYS, *columns) if c not in (table.fieldnames or ())]
         if missing:
-            raise ValueError(f"{file}: no column {', '.join(missing)}; this figure needs what study.py writes")
+            raise Mistake(f"{file}: no column {', '.join(missing)}; this figure needs what study.py writes")
         rows = []
         for row in table:
             where = f"{file}, line {table.line_num}"
             if None in row or None in row.values():
-                raise ValueError(f"{where}: not {len(table.fieldnames)} cells, as its header has; is it whole?")
+                raise Mistake(f"{where}: not {len(table.fieldnames)} cells, as its header has; is it whole?")
             rows.append({c: read_cell(c, text, where) for c, text in row.items()})
     if not rows:
-        raise ValueError(f"{file}: no run in it; let study.py finish one")
+        raise Mistake(f"{file}: no run in it; let study.py finish one")
     return rows
 
 
@@ -103,15 +172,15 @@ def read_results(paths, only=(), columns=(), all_runs=False):
     for condition in only:
         column, _, values = condition.partition("=")
         if not values or not any(column in row for row in rows):
-            raise ValueError(f"--only {condition}: expected COLUMN=VALUE,... with one of {', '.join(rows[0])}")
+            raise Mistake(f"--only {condition}: expected COLUMN=VALUE,... with one of {', '.join(rows[0])}")
         wanted = [read_cell(column, value, f"--only {condition}") for value in values.split(",")]
         rows = [row for row in rows if row.get(column) in wanted]
         if not rows:
-            raise ValueError(f"--only {condition}: no run is left; loosen it")
+            raise Mistake(f"--only {condition}: no run is left; loosen it")
     ended = [row for row in rows if all_runs or row["val_loss"] is not None and math.isfinite(row["val_loss"])]
     left_out = ", ".join(row["name"] for row in rows if row not in ended)
     if not ended:
-        raise ValueError(f"no run has a finite val_loss, not even one of {left_out}: let one finish, or loosen --only")
+        raise Mistake(f"no run has a finite val_loss, not even one of {left_out}: let one finish, or loosen --only")
     if left_out:
         print(f"left out, as their val_loss is not finite: {left_out}", file=sys.stderr)
     return ended
@@ -122,7 +191,7 @@ def pick(rows, *names):
     found = [row for row in rows if row["schedule"] in names]
     if not found:
         there = ", ".join(sorted({row["schedule"] for row in rows}))
-        raise ValueError(f"no run of schedule {' or '.join(names)} among {there}: add some to the study")
+        raise Mistake(f"no run of schedule {' or '.join(names)} among {there}: add some to the study")
     return found
 
 
@@ -211,7 +280,7 @@ def series(rows, x, y="val_loss", name=None, ignore=()):
         for one, *twins in (same for runs in points.values() for same in grouped(runs, SEEDS).values()):
             if twins:
                 both = f"{one['name']} and {twins[0]['name']}"
-                raise ValueError(f"{both} have equal seed and settings, as far as the table says: leave one out")
+                raise Mistake(f"{both} have equal seed and settings, as far as the table says: leave one out")
         values = [[run[y] for run in runs] for runs in points.values()]
         std = [np.std(v, ddof=1) if len(v) > 1 else math.nan for v in values]
         means = np.array([np.mean(v) for v in values])
@@ -241,21 +310,39 @@ def mean_and_error(values):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Rows -> text
+
+
+def print_table(rows, form=str):
+    """Print dicts as an aligned table: columns in the order in which they come up, names to the left, numbers right.
+
+    form    value -> text; a column that a row lacks stays empty
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [columns] + [[form(row[column]) if column in row else "" for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *rest in cells:
+        right = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *right]).rstrip())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # What is worth keeping of a study
 
 
 def keep(source, target, points=60):
-    """Copy results.csv, and as target/<run>.jsonl of each log the evaluations and about `points` training lines."""
+    """Copy results.csv, and into one archive the evaluations and about `points` training lines of each log."""
     source, target = Path(source), Path(target)
     names = [row["name"] for row in read_table(source, ())]
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "results.csv", target)
+    kept = []
     for name in names:
         training, evaluation, _ = read_log(source / name)
         thinned = training[:: math.ceil(len(training) / points)] + training[-1:]
         lines = sorted(thinned + evaluation, key=lambda line: line["step"])
-        text = "".join(line + "\n" for line in dict.fromkeys(map(json.dumps, lines)))
-        (target / f"{name.replace('/', '-')}.jsonl").write_text(text)
+        kept += dict.fromkeys(json.dumps({"run": name} | line) + "\n" for line in lines)
+    (target / ARCHIVE).write_bytes(gzip.compress("".join(kept).encode(), mtime=0))  # the same bytes every time
 
 
 if __name__ == "__main__":

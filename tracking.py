@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+from config import Mistake
+
 WANDB_PROJECT = "cooldown"
 REPEAT_S = 2.0  # signals that come closer together are one
 WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
@@ -29,10 +31,10 @@ def check_folder(out_dir, name):
     """Raise ValueError unless the run's folder lies in `out_dir` and can be written to; write nothing."""
     run = Path(out_dir) / name
     if Path(out_dir).resolve() not in run.resolve().parents:
-        raise ValueError(f"name={name!r}: the run's folder has to lie within out_dir={out_dir!r}")
+        raise Mistake(f"name={name!r}: the run's folder has to lie within out_dir={out_dir!r}")
     there = next(p for p in (run, *run.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
-        raise ValueError(f"out_dir={out_dir!r}: cannot write to {there}; choose another --out_dir")
+        raise Mistake(f"out_dir={out_dir!r}: cannot write to {there}; choose another --out_dir")
 
 
 class RunFolder:
@@ -50,7 +52,7 @@ class RunFolder:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
         except BlockingIOError:
             os.close(self.lock)
-            raise ValueError(f"{path} is being trained by another process: wait, or choose another --name") from None
+            raise Mistake(f"{path} is being trained by another process: wait, or choose another --name") from None
         (path / "result.json").unlink(missing_ok=True)
         write_whole(path / "config.json", json.dumps(config, indent=1) + "\n")
         write_whole(path / "log.jsonl", "".join(read_log(log_from, start, evaluated)))

@@ -17,14 +17,12 @@ weights, so a run that was stopped, branched, or moved to other ranks goes on as
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -34,7 +32,7 @@ import checkpoint
 import optim
 import scaling
 import schedules
-from config import check_ranges, load, main
+from config import Mistake, check_values, load, main, mistakes, names, option
 from data import TrainStream, ValSet, parse_mix, to_device
 from model import Llama, choose_device, chunk_losses, native_bf16
 from tracking import RunFolder, caught_signals, check_folder, clock
@@ -42,83 +40,82 @@ from tracking import RunFolder, caught_signals, check_folder, clock
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
 
+# Kinds of options. What they say of an option is read here by all: which may change when, what tells runs apart.
+#   model     shape of the weights and of the optimizer's state: a branch keeps it
+#   run       what a run is, beside that: a resume keeps it
+#   schedule  of the learning rate: runs that differ in nothing else share their first steps
+#   average   which averages of the weights are kept
+#   result    what else changes a result: a resume may change it, and says so
+#   free      changes no bit of the weights
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     # run
-    name: str = "run"  # the run's folder is out_dir/name
-    out_dir: str = "runs"  # folder of all runs
-    seed: int = 0  # of the initial weights
-    init_from: str | None = None  # checkpoint to branch from: weights, optimizer, step and data position go on
-    stop_at: int | None = None  # end early at this step, with a checkpoint
+    name: str = option("run", "free")  # the run's folder is out_dir/name
+    out_dir: str = option("runs", "free")  # folder of all runs
+    seed: int = option(0, "run", least=0, most=2**63 - 1)  # of the initial weights
+    init_from: str | None = option(None, "run")  # checkpoint to branch from: weights, optimizer, step, position go on
+    stop_at: int | None = option(None, "free", least=1)  # end early at this step, with a checkpoint
     # data
-    dataset: str = "slimpajama-6b-gpt2"  # folder in data_dir, or a mix by weight: a:0.7,b:0.3
-    val_dataset: str | None = None  # whose validation split is used; none: the (first) dataset's own
-    data_dir: str = "data"  # folder of all datasets
-    data_seed: int = 1337  # of the data order
-    seq_len: int = 512  # tokens in a sequence
-    global_batch_size: int = 200  # sequences in an update, over all ranks
-    micro_batch_size: int = 50  # sequences at once on a device
-    # model
-    n_layer: int = 12  # blocks
-    n_head: int = 12  # attention heads, of n_embd / n_head channels
-    n_kv_head: int | None = None  # key and value heads; none: as many as n_head
-    n_embd: int = 768  # channels
-    tied: bool = True  # one matrix for embedding and output head
-    # optimizer
-    optimizer: Literal[tuple(optim.OPTIMIZERS)] = "adamw"  # see optim.py
-    lr: float = 5e-4  # peak
-    weight_decay: float = 0.1  # of the matrices in the blocks; lr * weight_decay a step
-    beta1: float = 0.9  # of the mean of gradients
-    beta2: float = 0.95  # of the mean of their squares
-    grad_clip: float = 1.0  # largest norm of the gradient; 0: no clipping
+    dataset: str = option("slimpajama-6b-gpt2", "run")  # folder in data_dir, or a mix by weight: a:0.7,b:0.3
+    val_dataset: str | None = option(None, "result")  # whose validation split is used; none: the (first) dataset's own
+    data_dir: str = option("data", "free")  # folder of all datasets
+    data_seed: int = option(1337, "run", least=0, most=2**63 - 1)  # of the data order
+    seq_len: int = option(512, "model", least=1)  # tokens in a sequence
+    global_batch_size: int = option(200, "run", least=1)  # sequences per update, over all ranks
+    micro_batch_size: int = option(50, "result", least=1)  # sequences at once on a device
+    # model, see model.py
+    n_layer: int = option(12, "model", least=1)  # blocks
+    n_head: int = option(12, "model", least=1)  # attention heads, of n_embd / n_head channels
+    n_kv_head: int | None = option(None, "model", least=1)  # key and value heads; none: as many as n_head
+    n_embd: int = option(768, "model", least=1)  # channels
+    tied: bool = option(True, "model")  # one matrix for embedding and output head
+    # optimizer, see optim.py
+    optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # its rule
+    lr: float = option(5e-4, "result", least=1e-12, most=100.0)  # peak
+    weight_decay: float = option(0.1, "result", least=0)  # of the matrices in the blocks; lr * weight_decay per step
+    beta1: float = option(0.9, "result", least=0, below=1)  # of the mean of gradients
+    beta2: float = option(0.95, "result", least=0, below=1)  # of the mean of their squares
+    grad_clip: float = option(1.0, "result", least=0)  # largest norm of the gradient; 0: no clipping
     # schedule, see schedules.py; none: the schedule's own default
-    schedule: Literal[tuple(schedules.SCHEDULES)] = "wsd"  # of the learning rate
-    total_steps: int = 25_000  # updates
-    warmup_steps: int = 300  # updates until the peak lr
-    warmup_init_frac: float | None = None  # of the peak lr, at update 0
-    cooldown_steps: int | None = None  # this or cooldown_frac; default 0.2 of total_steps
-    cooldown_frac: float | None = None  # of total_steps
-    cooldown_shape: str | None = None  # linear, 1-sqrt (default), cosine, ..., power:a, exponential:half_life
-    final_lr_frac: float | None = None  # of the peak lr, at total_steps
-    cosine_steps: int | None = None  # cosine_inf: end of the cosine
-    cycle_ends: tuple[int, ...] | None = None  # wsd_s: ends of the cycles before the last
-    knee_steps: int | None = None  # power: end of the constant part
-    exponent: float | None = None  # power: of the decay
+    schedule: str = option("wsd", "schedule", choices=schedules.SCHEDULES)  # of the learning rate
+    total_steps: int = option(25_000, "schedule", least=1)  # updates
+    warmup_steps: int = option(300, "schedule", least=0)  # updates until the peak lr
+    warmup_init_frac: float | None = option(None, "schedule")  # of the peak lr, at update 0
+    cooldown_steps: int | None = option(None, "schedule")  # this or cooldown_frac; default 0.2 of total_steps
+    cooldown_frac: float | None = option(None, "schedule")  # of total_steps
+    cooldown_shape: str | None = option(
+        None, "schedule"
+    )  # linear, 1-sqrt (default), ..., power:a, exponential:half_life
+    final_lr_frac: float | None = option(None, "schedule")  # of the peak lr, at total_steps
+    cosine_steps: int | None = option(None, "schedule")  # cosine_inf: end of the cosine
+    cycle_ends: tuple[int, ...] | None = option(None, "schedule")  # wsd_s: ends of the cycles before the last
+    knee_steps: int | None = option(None, "schedule")  # power: end of the constant part
+    exponent: float | None = option(None, "schedule")  # power: of the decay
     # averages of the weights, see averaging.py
-    window_horizon: int = 0  # steps in a window; 0: no windows (the paper: 500)
-    window_every: int = 5  # a sample every so many steps
-    window_keep: int = 5  # windows held, for evaluate.py to sweep the horizon over
-    ema_decay: tuple[float, ...] = ()  # of an EMA each, from sample to sample
-    ema_half_life: tuple[float, ...] = ()  # of an EMA each, in steps
-    ema_every: int = 5  # a sample every so many steps
-    averages_on: Literal["device", "cpu"] = "device"  # cpu spares GPU memory
+    window_horizon: int = option(0, "average", least=0)  # steps in a window; 0: no windows (the paper: 500)
+    window_every: int = option(5, "average")  # steps between samples
+    window_keep: int = option(5, "average")  # windows held, for evaluate.py to sweep the horizon over
+    ema_decay: tuple[float, ...] = option((), "average")  # an EMA for each, from sample to sample
+    ema_half_life: tuple[float, ...] = option((), "average")  # an EMA for each, in steps
+    ema_every: int = option(5, "average")  # steps between samples
+    averages_on: str = option("device", "free", choices=("device", "cpu"))  # cpu spares GPU memory
     # evaluation, logging, saving; intervals are in steps, 0 is never
-    eval_every: int = 250  # evaluate, and at the end
-    eval_tokens: int = 0  # first tokens of the validation split; 0: all
-    log_every: int = 10  # write a training line
-    save_every: int = 1000  # save a checkpoint, and at the end
-    keep: int = 2  # newest checkpoints kept
-    save_at: tuple[int, ...] = ()  # steps saved and kept for ever, to branch from
-    wandb: Literal["off", "online", "offline"] = "off"  # track with Weights & Biases, too
+    eval_every: int = option(250, "free", least=0)  # evaluate, and at the end
+    eval_tokens: int = option(0, "result", least=0)  # first tokens of the validation split; 0: all
+    log_every: int = option(10, "free", least=0)  # write a training line
+    save_every: int = option(1000, "free", least=0)  # save a checkpoint, and at the end
+    keep: int = option(2, "free", least=2)  # newest checkpoints kept; two, as one may turn out damaged
+    save_at: tuple[int, ...] = option((), "free", least=1)  # steps saved and kept for ever, to branch from
+    wandb: str = option("off", "free", choices=("off", "online", "offline"))  # track with Weights & Biases, too
     # machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where it is native; float32 is TF32 on CUDA
-    compile: bool | None = None  # torch.compile; none: on cuda only
+    device: str = option("auto", "free", choices=("auto", "cpu", "cuda"))  # auto: cuda if there is one
+    dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
+    compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
 
 
-RANGES = {
-    "total_steps seq_len global_batch_size micro_batch_size n_layer n_head n_embd": (1, math.inf),
-    "seed data_seed": (0, 2**63 - 1),
-    "warmup_steps window_horizon eval_every eval_tokens log_every save_every": (0, math.inf),
-    "lr": (1e-12, 100.0),
-    "weight_decay grad_clip": (0.0, 1e9),
-    "beta1 beta2": (0.0, 1 - 1e-9),
-    "keep": (2, math.inf),  # the newest checkpoint may turn out damaged
-}
-
-
-OF_SCHEDULES = set().union(*(inspect.signature(factory).parameters for factory in schedules.SCHEDULES.values()))
-SCHEDULE_OPTIONS = tuple(f.name for f in dataclasses.fields(Config) if f.name in OF_SCHEDULES)
+SCHEDULE_OPTIONS = [name for name in names(Config, "schedule") if name != "schedule"]
 
 
 def make_schedule(config):
@@ -127,29 +124,30 @@ def make_schedule(config):
 
 
 def average_options(config):
-    return {k: v for k, v in vars(config).items() if k.startswith(("window_", "ema_", "averages_"))}
+    return {name: getattr(config, name) for name in (*names(Config, "average"), "averages_on")}
 
 
 def check(config, world_size):
     """Raise ValueError for what the types of the options cannot say, before anything is read, built or written."""
-    check_ranges(config, RANGES)
+    check_values(config)
     for step in (*config.save_at, 1 if config.stop_at is None else config.stop_at):
         if not 1 <= step <= config.total_steps:
-            raise ValueError(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
+            raise Mistake(f"save_at or stop_at={step}: expected steps from 1 to total_steps={config.total_steps}")
     at_once = config.micro_batch_size * world_size
     if config.global_batch_size % at_once:
         share, left = divmod(config.global_batch_size, world_size)
         fits = [b for b in range(1, share + 1) if share % b == 0] if not left else []
-        raise ValueError(
+        raise Mistake(
             f"global_batch_size={config.global_batch_size} is not a multiple of "
             f"micro_batch_size={config.micro_batch_size} x {world_size} rank(s) = {at_once}: "
             + (f"micro_batch_size can be {', '.join(map(str, fits))}" if fits else "change the number of ranks")
         )
     check_folder(config.out_dir, config.name)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': torch sees no CUDA device here; use --device=cpu")
-    make_schedule(config)
-    averaging.build([torch.zeros(1)], **average_options(config))
+        raise Mistake("device='cuda': torch sees no CUDA device here; use --device=cpu")
+    with mistakes():
+        make_schedule(config)
+        averaging.build([torch.zeros(1)], **average_options(config))
 
 
 @dataclasses.dataclass
@@ -203,15 +201,13 @@ def run_training(config, at_exit):
     val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
     if any(val.meta[key] != next(iter(stream.meta.values()))[key] for key in ("tokenizer", "vocab_size")):
-        raise ValueError(
+        raise Mistake(
             f"val_dataset={val_dataset!r} has another tokenizer than dataset={config.dataset!r}: prepare it alike"
         )
     sha256 = {name: meta["splits"]["train"]["sha256"] for name, meta in stream.meta.items()}
     for name, trained_on in state["data"]["sha256"].items() if state else ():
         if sha256[name] != trained_on:
-            raise ValueError(
-                f"dataset {name!r} is not what {source} was trained on: restore that, or start another run"
-            )
+            raise Mistake(f"dataset {name!r} is not what {source} was trained on: restore that, or start another run")
     shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
     raw_model = Llama(stream.vocab_size, **shape, seq_len=config.seq_len, tied=config.tied, seed=config.seed).to(device)
     parameters = list(raw_model.parameters())
@@ -243,7 +239,7 @@ def run_training(config, at_exit):
         starts = [None] * world_size
         dist.all_gather_object(starts, start)
         if len(set(starts)) > 1:
-            raise ValueError(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
+            raise Mistake(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
 
     # the run's folder; from here on things are written
     folder = None
