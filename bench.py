@@ -34,7 +34,9 @@ import prepare_data
 import scaling
 from averaging import EMA, WindowAverage
 from config import load, main
-from model import Llama, choose_device, native_bf16
+from model import Llama, Shape
+from parallel import autocast, choose_device, use_bf16
+from tables import print_table
 from train import Config
 
 VOCAB_SIZE = 50257  # GPT-2's
@@ -75,14 +77,13 @@ def trainer(pipe, config, bf16, compiled, device):
     if compiled:
         choose_device(device)  # as train.py; the baseline is torch as it comes
     torch.manual_seed(0)
-    shape = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_kv_head=config.n_kv_head)
-    model = Llama(VOCAB_SIZE, **shape, seq_len=config.seq_len, tied=config.tied).to(device)
+    model = Llama(Shape.of(config, VOCAB_SIZE)).to(device)
     optimizer = optim.build(config.optimizer, model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
     forward = torch.compile(model, dynamic=False) if compiled else model
     tokens = torch.randint(VOCAB_SIZE, (config.micro_batch_size, config.seq_len + 1)).to(device)
 
     def step():
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        with autocast(torch.device(device), bf16):
             loss = forward(tokens[:, :-1], tokens[:, 1:])
         (loss / tokens[:, 1:].numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -109,7 +110,7 @@ def time_averages(model, device):
 def bench_train(config):
     """Training as it is run (bf16 where native, compiled) against fp32 eager, and both against bare multiplication."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bf16 = native_bf16(torch.device(device))
+    bf16 = use_bf16("auto", torch.device(device))
     modes = {"fp32 eager": (False, False), "bf16 compiled" if bf16 else "fp32 compiled": (bf16, True)}
     context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
     for name, mode in modes.items():
@@ -135,10 +136,10 @@ def bench_train(config):
     for name, pipe in pipes.items():
         pipe.send(False)
         ends[name] = pipe.recv()
-    shape = (config.seq_len, -(-VOCAB_SIZE // 64) * 64, config.n_layer, config.n_embd, config.n_head)
-    flops = config.micro_batch_size * scaling.train_flops(*shape, n_kv_head=config.n_kv_head or None)
+    shape = Shape.of(config, Shape.of(config, VOCAB_SIZE).padded_vocab)  # what is multiplied
+    flops = config.micro_batch_size * scaling.train_flops(shape)
     # the paper's count takes the embedding's look-up for a multiplication: no machine does it
-    flops -= 3 * config.micro_batch_size * 2 * shape[0] * shape[1] * shape[3]
+    flops -= 3 * config.micro_batch_size * 2 * shape.seq_len * shape.vocab_size * shape.n_embd
     peaks = {name: gemms[name][1] / statistics.median(times[name]) for name in gemms}
     rows = []
     for name in modes:
@@ -254,20 +255,6 @@ PARTS = {
 }
 
 
-def show(rows):
-    """Print rows as a table, columns in the order in which they come up."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[f"{x:,.2f}" if isinstance(x, float) else str(x) for x in (row.get(n, "") for n in names)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-    for line in (names, *cells):
-        print(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-        )
-    print(flush=True)
-
-
 def run(args):
     parts = [a for a in args if a in PARTS] or list(PARTS)
     options = [a for a in args if a not in PARTS and a != "--json"]
@@ -277,7 +264,8 @@ def run(args):
         results[part] = PARTS[part](config)
         if "--json" not in args:
             print(f"{part}: {PARTS[part].__doc__}\n")
-            show(results[part])
+            print_table(results[part], lambda x: f"{x:,.2f}" if isinstance(x, float) else str(x))
+            print(flush=True)
     if "--json" in args:
         print(json.dumps(results))
 

@@ -22,13 +22,7 @@ import torch
 TAG = b"sha256:"
 COMMENT_BYTES = len(TAG) + 64
 NAME = re.compile(r"step_[0-9]{8,}\.pt")
-FORMAT = 1  # of what train.py saves
 MAX_FAILED = 3  # saves in a row
-SHAPE_OF_A_RUN = ("seq_len", "n_layer", "n_head", "n_kv_head", "n_embd", "tied", "optimizer")  # kept by branches
-IDENTITY_OF_A_RUN = (*SHAPE_OF_A_RUN, "init_from", "seed", "data_seed", "global_batch_size", "dataset")  # by resuming
-NOT_OF_THE_RESULT = (
-    "out_dir data_dir stop_at save_at save_every eval_every log_every keep wandb device averages_on".split()
-)
 
 
 def path_of(folder, step):
@@ -189,36 +183,3 @@ def load_latest(folder, warn=True):
     if steps:
         raise ValueError(f"no checkpoint in {folder} is good: restore one, or delete the folder to begin anew")
     return None
-
-
-def find_start(config, run, warn=True):
-    """Where a run starts: (state, path, whether it is its own), or (None, None, False) for new weights.
-
-    config   options of train.py
-    run      the run's folder; what it holds goes before `config.init_from`
-    """
-    own = load_latest(run / "ckpt", warn)
-    if own is None and config.init_from is None:
-        return None, None, False
-    state, path = own or (load(config.init_from), Path(config.init_from))
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a checkpoint of this code (format {FORMAT})")
-    for name in IDENTITY_OF_A_RUN if own else SHAPE_OF_A_RUN:
-        before, now = state["config"][name], getattr(config, name)
-        if before != now:
-            remedy = f"choose another --name, or delete {run}" if own else "a branch has to keep it"
-            raise ValueError(f"{name}={now!r}, but {path} was trained with {before!r}: {remedy}")
-    step = state["progress"]["step"]
-    if step > config.total_steps - (own is None):
-        raise ValueError(f"total_steps={config.total_steps}: {path} is past it already; train longer")
-    if config.stop_at is not None and step > config.stop_at:
-        raise ValueError(f"stop_at={config.stop_at}: {path} is past it already")
-    return state, path, own is not None
-
-
-def check_finished(config, state, run):
-    """Raise ValueError if a finished run was made with other options than these, which would be for nothing."""
-    for name, before in state["config"].items():
-        now = getattr(config, name)
-        if before != now and name not in NOT_OF_THE_RESULT:
-            raise ValueError(f"{name}={now!r}, but {run} is finished with {before!r}: choose another --name")

@@ -27,6 +27,8 @@ import types
 import typing
 from pathlib import Path
 
+import numpy as np
+
 HERE = Path(__file__).resolve().parent
 MACHINE = "ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOLCK EFBIG EMFILE ENFILE ENOMEM ESTALE ENOTCONN".split()
 MACHINE = {getattr(errno, name, None) for name in MACHINE} - {None}  # its faults: a full disk, a missing right, ...
@@ -95,25 +97,29 @@ def from_record(cls, record, where, warn=True):
 
 def check_values(config):
     """Raise Mistake unless every option lies within its bounds and choices."""
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
-        check_value(field, getattr(config, field.name), field.name)
+        value = getattr(config, field.name)
+        if not allowed(value, field.metadata):
+            raise Mistake(f"{field.name}={value!r}: expected {in_words(hints[field.name], field.metadata)}")
 
 
-def check_value(field, value, where):
-    limits = field.metadata
-    if limits.get("choices") and value not in limits["choices"]:
-        raise Mistake(f"{where}={value!r}: expected one of {', '.join(limits['choices'])}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if limits and type(number) in (int, float):
-            good = limits["least"] <= number <= limits["most"] and limits["above"] < number < limits["below"]
-            if not good or not math.isfinite(number):
-                raise Mistake(f"{where}={value}: expected {describe_limits(limits)}")
-
-
-def describe_limits(limits):
-    """Bounds in words: "a number at least 0 and below 1"."""
-    words = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
-    return "a finite number " + " and ".join(f"{w} {limits[k]}" for k, w in words.items() if math.isfinite(limits[k]))
+def allowed(value, limits):
+    """Whether a value, or each of a tuple, is one of the choices or a finite number within the bounds."""
+    if limits.get("choices"):
+        return value is None or value in limits["choices"]  # the type says whether it may be none
+    numbers = [x for x in (value if isinstance(value, tuple) else (value,)) if type(x) in (int, float)]
+    if not limits or not numbers:
+        return True
+    low, high = min(numbers), max(numbers)
+    finite = all(map(math.isfinite, numbers))
+    return (
+        finite
+        and low >= limits["least"]
+        and low > limits["above"]
+        and high <= limits["most"]
+        and high < limits["below"]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -175,49 +181,56 @@ def parse(cls, name, value, where, text=False):
         known = {n: n for n in hints} | {alias: n for alias, n in ALIASES.items() if n in hints}
         near = [known[n] for n in difflib.get_close_matches(name, known, n=1, cutoff=0.5)]
         raise Mistake(f"{where}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them all"))
+    (limits,) = [field.metadata for field in dataclasses.fields(cls) if field.name == name]
     try:
-        value = convert(hints[name], value, text)
+        converted = convert(hints[name], value, text)
+        if not allowed(converted, limits):
+            raise ValueError
     except (ValueError, OverflowError):
-        raise Mistake(f"{where}={value!r}: expected {in_words(hints[name])}") from None
-    check_value(next(field for field in dataclasses.fields(cls) if field.name == name), value, where)
-    return value
+        raise Mistake(f"{where}={value!r}: expected {in_words(hints[name], limits)}") from None
+    return converted
 
 
 def convert(kind, value, text):
-    """Return `value` as an int, float, bool, str, Literal, tuple[kind, ...] or `kind | None`, or raise ValueError."""
+    """Return `value` as an int, float, bool, str, tuple[kind, ...] or `kind | None`, or raise ValueError."""
     args = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if value is None or text and value.lower() == "none":
-            return None
-        return convert(next(a for a in args if a is not type(None)), value, text)
-    if typing.get_origin(kind) is typing.Literal:
-        if value not in args:
-            raise ValueError
-        return value
+    if types.NoneType in args:
+        is_none = value is None or (text and value.lower() == "none")
+        return None if is_none else convert(args[0], value, text)
     if typing.get_origin(kind) is tuple:
-        items = [v for v in value.split(",") if v] if text else value if isinstance(value, (tuple, list)) else [value]
+        if text:
+            value = [item for item in value.split(",") if item]
+        items = value if isinstance(value, (tuple, list)) else [value]
         return tuple(convert(args[0], item, text) for item in items)
-    if kind is bool and text:
+    if text and kind is bool:
         value = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
-    if kind in (int, float) and text:
-        value = float(value) if not value.lstrip("+-").replace("_", "").isdigit() else int(value)
-    if kind is float and type(value) is int or kind is int and type(value) is float and value.is_integer():
-        value = kind(value)  # 1 for a float, 1e4 for an int
+    if text and kind in (int, float):
+        is_whole = value.lstrip("+-").replace("_", "").isdigit()
+        value = int(value) if is_whole else float(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)  # 1e4
     if type(value) is not kind:
         raise ValueError
     return value
 
 
-def in_words(kind):
-    """Say what a type takes, for messages and --help."""
+def in_words(kind, limits):
+    """Say what an option takes, for messages and --help."""
     args = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(map(str, args))
+    if types.NoneType in args:
+        return f"{in_words(args[0], limits)} or none"
+    if limits.get("choices"):
+        return "one of " + ", ".join(limits["choices"])
     if typing.get_origin(kind) is tuple:
-        return f"{in_words(args[0])}s with commas between"
-    if args:
-        return " or ".join("none" if a is type(None) else in_words(a) for a in args)
-    return {int: "whole number", float: "number", bool: "True or False", str: "text"}[kind]
+        return f"{in_words(args[0], limits)}, several with commas between"
+    words = {int: "whole number", float: "number", bool: "True or False", str: "text"}[kind]
+    bounds = {"least": "at least", "above": "above", "most": "at most", "below": "below"}
+    given = [f"{word} {limits[name]}" for name, word in bounds.items() if math.isfinite(limits.get(name, math.inf))]
+    return " ".join([words, " and ".join(given)]).strip()
 
 
 def help_text(cls):
@@ -230,7 +243,7 @@ def help_text(cls):
         if name in fields:
             default = fields[name].default
             out.append(f"  --{name}={'' if default == () else default}".ljust(34) + f" {comment.strip()}")
-            out.append(" " * 35 + f"[{in_words(hints[name])}]")
+            out.append(" " * 35 + f"[{in_words(hints[name], fields[name].metadata)}]")
         elif comment:
             out.append(f"\n{comment.strip()}" if not code else comment)
     return "\n".join(out)

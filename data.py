@@ -186,7 +186,7 @@ class TrainStream:
     """
 
     def __init__(self, data_dir, history, seq_len, data_seed):
-        self.seq_len, self.data_seed = seq_len, data_seed
+        self.history, self.seq_len, self.data_seed = history, seq_len, data_seed
         self.segments = []  # (first position, {name: weight}, {name: sequences given before})
         given = {}
         for start, mix in history:
@@ -203,10 +203,16 @@ class TrainStream:
             size = self.bins[name].size
             if size < 2 * seq_len:
                 raise Mistake(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
-        tokenizers = {meta["tokenizer"]: meta["vocab_size"] for meta in self.meta.values()}
-        if len({(meta["tokenizer"], meta["vocab_size"]) for meta in self.meta.values()}) > 1:
-            raise Mistake(f"dataset: a mix needs one tokenizer, not {' and '.join(tokenizers)}; prepare them alike")
-        (self.vocab_size,) = tokenizers.values()
+        tokenizers = {(meta["tokenizer"], meta["vocab_size"]): None for meta in self.meta.values()}
+        if len(tokenizers) > 1:
+            several = " and ".join(name for name, _ in tokenizers)
+            raise Mistake(f"dataset: a mix needs one tokenizer, not {several}; prepare them alike")
+        ((self.tokenizer, self.vocab_size),) = tokenizers
+
+    @property
+    def sha256(self):
+        """{dataset: hash of its training tokens}"""
+        return {name: meta["splits"]["train"]["sha256"] for name, meta in self.meta.items()}
 
     def locate(self, position, count):
         """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
@@ -263,10 +269,3 @@ class ValSet:
         x[: last - first], y[: last - first] = self.tokens[first:last], self.tokens[first + 1 : last + 1]
         check_tokens(x, self.meta["vocab_size"], f"validation chunk {i}")
         return torch.from_numpy(x.reshape(B, T)), torch.from_numpy(y.reshape(B, T))
-
-
-def to_device(tensor, device):
-    """Copy a CPU tensor to `device`: to CUDA through pinned memory, so that the copy waits for nothing."""
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -10,7 +10,6 @@ Losses are means over tokens in nats; --json prints one JSON object. The data ar
 no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -21,18 +20,25 @@ from tqdm import tqdm
 
 import averaging
 import checkpoint
-from config import Mistake, main
+from config import Mistake, Parser, from_record, main, mistakes
 from data import ValSet, parse_mix
-from model import Llama, choose_device, chunk_losses, native_bf16
+from model import load_model
+from parallel import autocast, choose_device, chunk_losses, use_bf16
+from tables import print_table
+from train import Config
+
+
+def read(path):
+    """A checkpoint, with all of today's options in its "config"; Mistake if it is none."""
+    with mistakes():
+        state = checkpoint.load(path)
+    return state | {"config": from_record(Config, state["config"], path)}
 
 
 def build_model(state, device):
     """The model of a checkpoint, with its weights."""
-    config, vocab_size = state["config"], state["model"]["embedding.weight"].shape[0]
-    shape = {name: config[name] for name in ("n_layer", "n_head", "n_embd", "n_kv_head", "seq_len", "tied")}
-    model = Llama(vocab_size, **shape).to(device)
-    model.load_state_dict(state["model"])
-    return model
+    with mistakes():
+        return load_model(state).to(device)
 
 
 class Task:
@@ -45,8 +51,8 @@ class Task:
         self.val = ValSet(Path(args.data_dir or config["data_dir"]) / dataset, config["seq_len"], args.tokens)
         self.device = choose_device(args.device)
         dtype = args.dtype or config["dtype"]
-        bf16 = native_bf16(self.device) if dtype == "auto" else dtype == "bfloat16"
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        bf16 = use_bf16(dtype, self.device)
+        self.autocast = autocast(self.device, bf16)
         self.info = {"dataset": dataset, "tokens": self.val.n_targets, "dtype": "bfloat16" if bf16 else "float32"}
         self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
         self.rows = []
@@ -79,7 +85,7 @@ def evaluate_each(args, paths):
     """Every checkpoint by itself."""
     task = None
     for path in paths:
-        state = checkpoint.load(path)
+        state = read(path)
         task = task or Task(args, state)
         task.check(args, state, path)
         at = state["progress"]
@@ -90,7 +96,7 @@ def evaluate_each(args, paths):
 def evaluate_average(args, paths):
     """The averages in a checkpoint, windows over each horizon that it holds or EMAs, beside its raw weights."""
     (path,) = paths
-    state = checkpoint.load(path)
+    state = read(path)
     task = Task(args, state)
     names = [name for name in state["averages"] if name.partition("_")[0] == args.average]
     if not names:
@@ -110,9 +116,10 @@ def evaluate_average(args, paths):
 
 def evaluate_merge(args, paths):
     """The weighted mean of checkpoints, oldest first."""
-    weights = averaging.merge_weights(args.weights, len(paths))
-    last = checkpoint.load(paths[-1])
-    last["model"] = averaging.merge(paths, weights, load=checkpoint.load)
+    last = read(paths[-1])
+    with mistakes():
+        weights = averaging.merge_weights(args.weights, len(paths))
+        last["model"] = averaging.merge(paths, weights, load=checkpoint.load)
     task = Task(args, last)
     task.add(build_model(last, task.device), merge=f"{len(paths)} checkpoints, {args.weights}")
     if args.out:
@@ -125,13 +132,14 @@ def evaluate_merge(args, paths):
 
 def evaluate_line(args, paths):
     """Weights (1 - t) a + t b for t from 0 to 1."""
-    a, b = map(checkpoint.load, paths)
+    a, b = map(read, paths)
     task = Task(args, a)
     model = build_model(a, task.device)
     start, end = a["model"], b["model"]
     for i in range(args.points):
         t = i / (args.points - 1)
-        averaging.check_match(end, start, paths[1])
+        with mistakes():
+            averaging.check_match(end, start, paths[1])
         model.load_state_dict({name: torch.lerp(start[name], end[name], t) for name in start})
         task.add(model, t=t)
     return task
@@ -139,7 +147,7 @@ def evaluate_line(args, paths):
 
 def evaluate_ensemble(args, paths):
     """One prediction out of the mean of the models' logits: the geometric mean of their probabilities."""
-    states = [checkpoint.load(path) for path in paths]
+    states = [read(path) for path in paths]
     task = Task(args, states[0])
     for state, path in zip(states, paths, strict=True):
         task.check(args, state, path)
@@ -158,19 +166,11 @@ def evaluate_ensemble(args, paths):
 def show(task):
     """Print the rows of a task as a table."""
     print("  ".join(f"{name} {value}" for name, value in task.info.items()))
-    cells = [list(task.rows[0])] + [[f"{v:.4f}" if type(v) is float else str(v) for v in r.values()] for r in task.rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-        )
+    print_table(task.rows, lambda value: f"{value:.4f}" if type(value) is float else str(value))
 
 
 def run(args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoints", nargs="+", help="paths, oldest first where the order counts")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--average", choices=("window", "ema"), help="the averages held in a checkpoint")

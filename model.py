@@ -1,14 +1,15 @@
 """The paper's model: a Llama-style decoder with tied embeddings. RMSNorm, RoPE, SwiGLU, causal attention, no biases.
 
-    model = Llama(vocab_size=50257, n_layer=12, n_head=12, n_embd=768, seq_len=512)
-    logits = model(x)              # (B, T, V), V is the vocabulary padded to a multiple of 64
+    shape = Shape(vocab_size=50257, seq_len=512, n_layer=12, n_head=12, n_embd=768)
+    model = Llama(shape)
+    logits = model(x)               # (B, T, V), V is the vocabulary padded to a multiple of 64
     loss = model(x, y) / y.numel()  # the summed token loss in fp32, here made a mean; targets of -1 are left out
 
 Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 2024, appendix A.1.
 """
 
+import dataclasses
 import math
-import os
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,62 @@ ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 
 
-def swiglu_width(n_embd):
-    """Hidden width: 8/3 of the model's, three matrices for the price of two, up to a multiple of 256."""
-    return -(-int(8 / 3 * n_embd) // 256) * 256
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What makes two models alike but for their weights: an option that changes what a model computes is a field here.
+
+    A checkpoint holds it, and all that builds a model or counts its parameters takes it. ValueError where it does not
+    work out. New fields need a default, which is what older checkpoints have.
+    """
+
+    vocab_size: int  # words of the tokenizer
+    seq_len: int  # longest sequence, in tokens
+    n_layer: int  # blocks
+    n_head: int  # attention heads
+    n_embd: int  # channels
+    n_kv_head: int | None = None  # heads of keys and values, shared by several heads of queries; none: as many
+    tied: bool = True  # one matrix for embedding and output head
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or self.head_size % 2:
+            raise ValueError(
+                f"n_embd={self.n_embd}, n_head={self.n_head}: the head size n_embd / n_head has to be an even number"
+            )
+        if self.kv_heads < 1 or self.n_head % self.kv_heads:
+            raise ValueError(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
+
+    @classmethod
+    def of(cls, config, vocab_size):
+        """The shape that the options of the same names give, for a dataset of `vocab_size` words."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "vocab_size"]
+        return cls(vocab_size, **{name: getattr(config, name) for name in names})
+
+    @property
+    def head_size(self):
+        return self.n_embd // self.n_head
+
+    @property
+    def kv_heads(self):
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_matrices(self):
+        """SwiGLU's gate, up and down."""
+        return 3
+
+    @property
+    def mlp_width(self):
+        """Hidden width: 8/3 of the model's, three matrices for the price of two, up to a multiple of 256."""
+        return -(-int(8 / 3 * self.n_embd) // 256) * 256
+
+    @property
+    def padded_vocab(self):
+        """Rows of the embedding: a multiple of 64."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def to_record(self):
+        """{field: value} to write down, without newer fields at their defaults: older code reads what it can build."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
 
 def rope_table(seq_len, head_size):
@@ -43,11 +97,11 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    def __init__(self, n_embd, n_head, n_kv_head):
+    def __init__(self, shape):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_size = n_head, n_kv_head, n_embd // n_head
-        self.qkv = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * self.head_size, bias=False)
-        self.out = nn.Linear(n_embd, n_embd, bias=False)
+        self.n_head, self.n_kv_head, self.head_size = shape.n_head, shape.kv_heads, shape.head_size
+        self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
+        self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
@@ -59,24 +113,23 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    def __init__(self, n_embd):
+    def __init__(self, shape):
         super().__init__()
-        width = swiglu_width(n_embd)
-        self.gate = nn.Linear(n_embd, width, bias=False)
-        self.up = nn.Linear(n_embd, width, bias=False)
-        self.down = nn.Linear(width, n_embd, bias=False)
+        self.gate = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
+        self.up = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
+        self.down = nn.Linear(shape.mlp_width, shape.n_embd, bias=False)
 
     def forward(self, x):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
-    def __init__(self, n_embd, n_head, n_kv_head):
+    def __init__(self, shape):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(n_embd, eps=NORM_EPS)
-        self.attention = Attention(n_embd, n_head, n_kv_head)
-        self.mlp_norm = nn.RMSNorm(n_embd, eps=NORM_EPS)
-        self.mlp = SwiGLU(n_embd)
+        self.attention_norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.attention = Attention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.mlp = SwiGLU(shape)
 
     def forward(self, x, cos, sin):
         x = x + self.attention(self.attention_norm(x), cos, sin)
@@ -84,28 +137,17 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """vocab_size is rounded up to a multiple of 64; n_kv_head < n_head shares key and value heads (None: none shared).
+    """A model of this shape; `seed` fixes the initial weights, on every device."""
 
-    `seed` fixes the initial weights, on every device. ValueError if the shape does not work out.
-    """
-
-    def __init__(self, vocab_size, n_layer, n_head, n_embd, seq_len, n_kv_head=None, tied=True, seed=0):
+    def __init__(self, shape, seed=0):
         super().__init__()
-        n_kv_head = n_head if n_kv_head is None else n_kv_head
-        if n_embd % n_head or n_embd // n_head % 2:
-            raise ValueError(
-                f"n_embd={n_embd}, n_head={n_head}: the head size n_embd / n_head has to be an even number"
-            )
-        if n_kv_head < 1 or n_head % n_kv_head:
-            raise ValueError(f"n_kv_head={n_kv_head} does not divide n_head={n_head}")
-        vocab_size = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        self.embedding = nn.Embedding(vocab_size, n_embd)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, n_kv_head) for _ in range(n_layer))
-        self.norm = nn.RMSNorm(n_embd, eps=NORM_EPS)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
-        if tied:
+        self.embedding = nn.Embedding(shape.padded_vocab, shape.n_embd)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.head = nn.Linear(shape.n_embd, shape.padded_vocab, bias=False)
+        if shape.tied:
             self.head.weight = self.embedding.weight
-        cos, sin = rope_table(seq_len, n_embd // n_head)
+        cos, sin = rope_table(shape.seq_len, shape.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.init_weights(seed)
@@ -133,42 +175,25 @@ class Llama(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="sum")
 
 
-def choose_device(name, index=0):
-    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time.
+def shape_of(state):
+    """The shape of the model in a checkpoint; one from before shapes were stored tells it by its options.
 
-    ValueError if there are not that many GPUs.
+    ValueError if the checkpoint's model needs an option that this code does not have: it would be another model.
     """
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if index >= (gpus := torch.cuda.device_count()):
-        raise ValueError(f"rank {index} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu")
-    torch.cuda.set_device(index)
-    torch.set_float32_matmul_precision("high")  # what stays in fp32 is multiplied in TF32
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)  # flash attention backward; else no two runs are alike, and 5% faster
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    return torch.device("cuda", index)
+    fields = {field.name for field in dataclasses.fields(Shape)}
+    record = state.get("shape")
+    if record is None:
+        record = {name: value for name, value in state["config"].items() if name in fields}
+        record["vocab_size"] = state["model"]["embedding.weight"].shape[0]  # padded, which gives the same model
+    if unknown := sorted(record.keys() - fields):
+        raise ValueError(
+            f"the checkpoint's model has {unknown[0]}={record[unknown[0]]!r}, which this code cannot build"
+        )
+    return Shape(**record)
 
 
-def native_bf16(device):
-    """Whether the device computes in bfloat16 itself, rather than by way of fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
-
-
-@torch.no_grad()
-def chunk_losses(model, val, device, rank=0, world_size=1, stop=lambda: False):
-    """Summed token loss of each chunk of `val` (data.ValSet): (n_chunks,) fp64, 0 where it is another rank's turn.
-
-    Add over ranks, then over chunks, and divide by `val.n_targets`: the mean loss a token in nats. `stop()` is asked
-    before every chunk; if it says so, the rest stays 0.
-    """
-    losses = torch.zeros(val.n_chunks, dtype=torch.float64)
-    for i in range(rank, val.n_chunks, world_size):
-        if stop():
-            break
-        x, y = val.chunk(i)
-        losses[i] = model(x.to(device), y.to(device)).item()
-    return losses
+def load_model(state):
+    """The model of a checkpoint, with its weights, on the CPU."""
+    model = Llama(shape_of(state))
+    model.load_state_dict(state["model"])
+    return model

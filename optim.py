@@ -39,25 +39,6 @@ def set_lr(optimizer, factor):
         group["lr"] = group["initial_lr"] * factor
 
 
-def add_by_halves(parameters, halves, done, total):
-    """Add the gradients of `total` micro-batches up as a sum of halves of halves, after the backward pass of each.
-
-    So two ranks with half of the micro-batches each add the very numbers that one rank adds, in its order. `halves` (a
-    list, empty at first) holds finished halves: a copy of the gradient for every factor of 2 in `total`. After the last
-    of `done` = 1 .. total the whole sum is in `.grad`. An odd number is not halved, but added one by one.
-    """
-    odd = total // (total & -total)
-    if done % odd == 0:
-        groups = done // odd
-        while groups % 2 == 0:
-            torch._foreach_add_([p.grad for p in parameters], halves.pop())
-            groups //= 2
-        if done < total:
-            halves.append([p.grad for p in parameters])
-            for p in parameters:
-                p.grad = None
-
-
 def load_state(optimizer, state):
     """Take moments and counters from a saved `state_dict`, and keep LR, weight decay and betas as they are set now."""
     optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 
 import scaling
-from checkpoint import NOT_OF_THE_RESULT, list_steps, path_of
-from config import HERE, Mistake, parse, read_file, run_file
+from checkpoint import list_steps, path_of
+from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import parse_mix, read_meta
+from model import Shape
 from prepare_data import TOKENIZERS
 from tracking import read_log
-from train import SCHEDULE_OPTIONS, Config, check, make_schedule
+from train import Config, check, make_schedule
 
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
 
@@ -110,13 +111,18 @@ def check_folder(folder, runs, path):
                 f"{folder} belongs to another study: {path} has no run {file.parent.relative_to(folder)}; "
                 "give this one another name, or delete that run's folder"
             )
-        now = json.loads(json.dumps(dataclasses.asdict(config)))
-        for name in now.keys() - {*NOT_OF_THE_RESULT, "init_from"}:
-            if now[name] != there.get(name):
+        before = from_record(Config, there, file)
+        for name in options_of_result():
+            if (now := getattr(config, name)) != before[name]:
                 raise Mistake(
-                    f"{folder} belongs to another study: its run {file.parent.name} has {name}={there.get(name)!r}, "
-                    f"here it is {now[name]!r}; give this one another name, or delete that run's folder"
+                    f"{folder} belongs to another study: its run {file.parent.name} has {name}={before[name]!r}, "
+                    f"here it is {now!r}; give this one another name, or delete that run's folder"
                 )
+
+
+def options_of_result():
+    """The options that make runs different, but for where they start: a study decides that."""
+    return [name for name in names(Config, "model", "run", "schedule", "average", "result") if name != "init_from"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -191,46 +197,73 @@ class Segment:
 
 
 def group_of(config):
-    """Text that is equal for runs that differ in schedule and length only, or in what changes no result."""
-    apart = {"name", "schedule", *SCHEDULE_OPTIONS, *NOT_OF_THE_RESULT}
-    return json.dumps({k: v for k, v in vars(config).items() if k not in apart})
+    """Text that is equal for runs that differ in schedule and length only, or in what changes no result.
+
+    Only what differs from the defaults is in it, so that it stays when an option is added.
+    """
+    apart = names(Config, "schedule")
+    values = {name: getattr(config, name) for name in options_of_result() if name not in apart}
+    return json.dumps({k: values[k] for k in sorted(values) if values[k] != getattr(Config, k)})
+
+
+@functools.cache
+def factors_of(config):
+    """The learning-rate factor of every update of a run: (total_steps,) fp64."""
+    return np.array(list(map(make_schedule(config), range(config.total_steps))))
+
+
+def shared_already(study, config):
+    """{(group, learning-rate factors as bytes): name} of the shared segments that the study's folder holds.
+
+    By what they are, not by what they are called: a name is a hash, and hashes of earlier code were of other text.
+    """
+    found = {}
+    for file in sorted((Path(config.out_dir) / study / "shared").glob("*/config.json")):
+        there = Config(**from_record(Config, json.loads(file.read_text()), file, warn=False))
+        found[group_of(there), factors_of(schedule_only(there))[: there.stop_at].tobytes()] = there.name
+    return found
+
+
+def schedule_only(config):
+    """A config of the same schedule, all else at its default: one key for `factors_of`."""
+    return Config(**{name: getattr(config, name) for name in names(Config, "schedule")})
 
 
 def plan(study, runs):
-    """{name: Config} -> the first segments of the trees that the runs form. ValueError if two are the same run."""
-    groups, factors, computed = {}, {}, {}
+    """{name: Config} -> the first segments of the trees that the runs form. Mistake if two are the same run."""
+    groups = {}
     for name, config in runs.items():
         groups.setdefault(group_of(config), []).append(name)
-        options = tuple(getattr(config, option) for option in ("schedule", *SCHEDULE_OPTIONS))
-        if options not in computed:
-            computed[options] = np.array(list(map(make_schedule(config), range(config.total_steps))))
-        factors[name] = computed[options]
+    factors = {name: factors_of(schedule_only(config)) for name, config in runs.items()}
+    there = shared_already(study, next(iter(runs.values())))
 
-    def grow(names, start, parent):
+    def grow(members, start, parent):
         """Segments from update `start` on of runs that are one up to there."""
-        one, length = factors[names[0]], min(len(factors[name]) for name in names)
-        differ = np.any([factors[name][start:length] != one[start:length] for name in names], axis=0)
+        one, length = factors[members[0]], min(len(factors[name]) for name in members)
+        differ = np.any([factors[name][start:length] != one[start:length] for name in members], axis=0)
         end = start + int(differ.argmax()) if differ.any() else length
         if end == start:
             parts = {}
-            for name in names:
+            for name in members:
                 parts.setdefault(factors[name][start], []).append(name)
             return [segment for part in parts.values() for segment in grow(part, start, parent)]
-        ended = [name for name in names if len(factors[name]) == end]
+        ended = [name for name in members if len(factors[name]) == end]
         if len(ended) > 1:
             raise Mistake(f"runs {' and '.join(ended)} are the same, learning rate by learning rate: leave one out")
-        config = runs[ended[0] if ended else names[0]]
+        config = runs[ended[0] if ended else members[0]]
         if not ended:
-            digest = hashlib.sha256(group_of(config).encode() + one[:end].tobytes()).hexdigest()[:8]
-            config = dataclasses.replace(config, name=f"{study}/shared/{digest}-{end}", stop_at=end)
+            what = group_of(config), one[:end].tobytes()
+            digest = hashlib.sha256(what[0].encode() + what[1]).hexdigest()[:8]
+            name = there.get(what, f"{study}/shared/{digest}-{end}")
+            config = dataclasses.replace(config, name=name, stop_at=end)
         if parent:
             config = dataclasses.replace(config, init_from=str(parent.checkpoint))
-        segment = Segment(start, end, config, ended[0] if ended else None, names[0], parent)
-        if rest := [name for name in names if name not in ended]:
+        segment = Segment(start, end, config, ended[0] if ended else None, members[0], parent)
+        if rest := [name for name in members if name not in ended]:
             segment.children = grow(rest, end, segment)
         return [segment]
 
-    return [segment for names in groups.values() for segment in grow(names, 0, None)]
+    return [segment for members in groups.values() for segment in grow(members, 0, None)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -248,13 +281,12 @@ def vocabulary(data_dir, dataset):
 
 
 def shape_of(config):
-    """Arguments of scaling.num_params and train_flops."""
-    shape = {k: getattr(config, k) for k in ("n_layer", "n_head", "n_embd", "n_kv_head")}
-    return {"vocab_size": vocabulary(config.data_dir, config.dataset), **shape}
+    """The model's shape, from the options and the tokenizer of the data."""
+    return Shape.of(config, vocabulary(config.data_dir, config.dataset))
 
 
 def flops_per_step(config):
-    return config.global_batch_size * scaling.train_flops(config.seq_len, **shape_of(config))
+    return config.global_batch_size * scaling.train_flops(shape_of(config))
 
 
 def disk(segments):
@@ -263,7 +295,7 @@ def disk(segments):
     for segment in segments:
         c = segment.config
         copies = 3 + (c.window_keep + 1) * bool(c.window_horizon) + len(c.ema_decay) + len(c.ema_half_life)
-        size = 4 * copies * scaling.num_params(**shape_of(c), tied=c.tied)
+        size = 4 * copies * scaling.num_params(shape_of(c))
         total += size * min(c.keep, 1 + (segment.end - segment.start) // (c.save_every or segment.end))
     return total
 

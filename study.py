@@ -24,7 +24,6 @@ A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in out
 segments; results.csv, a row a run, comes last. Runs that are finished are not trained again.
 """
 
-import argparse
 import csv
 import ctypes
 import inspect
@@ -45,11 +44,11 @@ from tqdm import tqdm
 
 import scaling
 import schedules
-from checkpoint import NOT_OF_THE_RESULT
-from config import Mistake, main
+from config import Mistake, Parser, main
 from data import parse_mix, read_meta
-from model import Llama, native_bf16
-from planner import check_folder, disk, flops_per_step, plan, read_study, shape_of, trained
+from model import Llama
+from parallel import autocast, use_bf16
+from planner import check_folder, disk, flops_per_step, options_of_result, plan, read_study, shape_of, trained
 from tables import AVERAGES, grouped, labels, read_results, settings
 from tracking import clock, is_locked, write_whole
 from train import Config, make_schedule
@@ -74,13 +73,13 @@ def flops_per_second(segments, threads):
     flops = flops_per_step(config) / config.global_batch_size
     size = max(1, min(config.micro_batch_size, int(TRIAL_FLOPS / flops)))
     torch.set_num_threads(threads)
-    model = Llama(**shape_of(config), seq_len=config.seq_len, tied=config.tied)
+    model = Llama(shape_of(config))
     tokens = torch.zeros(size, config.seq_len, dtype=torch.long)
-    bf16 = config.dtype == "bfloat16" or config.dtype == "auto" and native_bf16(tokens.device)
+    bf16 = use_bf16(config.dtype, tokens.device)
     times = []
     while len(times) < 2 or len(times) < 5 and sum(times) < 2:
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(tokens.device, bf16):
             loss = model(tokens, tokens)
         loss.backward()
         times.append(time.perf_counter() - began)
@@ -235,8 +234,8 @@ def write_results(path, segments):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     ends = [s for s in segments if s.run and s.is_trained()]
-    differ = {o for o in vars(Config()) if len({getattr(s.config, o) for s in segments if s.run}) > 1}
-    differ -= {*NOT_OF_THE_RESULT, "init_from"}
+    runs = [s.config for s in segments if s.run]
+    differ = [o for o in options_of_result() if len({getattr(config, o) for config in runs}) > 1]
     options = [o for o in vars(Config()) if o in COLUMNS or o in differ]
     paid = {s.first: [0, 0.0] for s in segments}
     for segment in segments:
@@ -307,9 +306,7 @@ def check_room(folder, waiting):
 
 
 def parse_args(args):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("config", help="the study, such as configs/demo.py")
     parser.add_argument("--plan", action="store_true", help="say what would be trained, and what it costs")
     parser.add_argument("--print", action="store_true", help="print the commands")

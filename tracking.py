@@ -1,5 +1,6 @@
-"""A run's folder: config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
+"""A run's folder: where it starts; config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
 
+    start = find_start(config, run)                         # its newest checkpoint, one to branch from, or neither
     folder = RunFolder(run, config, log_from=run / "log.jsonl", start=1000)   # ValueError if another process trains it
     folder.log({"step": 1010, "train_loss": 3.2})
     folder.finish(result)
@@ -9,6 +10,7 @@ when it resumes, those of its ancestor when it is a branch. So it is always whol
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import math
@@ -20,8 +22,10 @@ import threading
 import time
 from pathlib import Path
 
-from config import Mistake
+import checkpoint
+from config import HERE, Mistake, from_record, mistakes, names
 
+FORMAT = 1  # of what train.py saves
 WANDB_PROJECT = "cooldown"
 REPEAT_S = 2.0  # signals that come closer together are one
 WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
@@ -35,6 +39,83 @@ def check_folder(out_dir, name):
     there = next(p for p in (run, *run.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
         raise Mistake(f"out_dir={out_dir!r}: cannot write to {there}; choose another --out_dir")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where a run starts
+
+NEW = {"progress": {"step": 0}, "averages": {}, "data": {"history": [], "sha256": {}}}  # as a checkpoint would say it
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run starts: with new weights, from its own newest checkpoint, or as a branch of another run."""
+
+    how: str  # "new", "resumed" or "branch"
+    log: Path  # whose lines up to this step are those of the run, too
+    state: dict = dataclasses.field(default_factory=lambda: NEW)  # what the checkpoint holds
+    path: Path | None = None  # the checkpoint
+    options: dict = dataclasses.field(default_factory=dict)  # those it was trained with
+    result: dict | None = None  # what result.json says, if the run is finished
+
+    def __post_init__(self):
+        self.step = self.state["progress"]["step"]
+
+    def changes(self, config):
+        """[(option, before, now)] of the options that a run changes when it resumes."""
+        if self.how != "resumed":
+            return []
+        pairs = [(name, before, getattr(config, name)) for name, before in self.options.items()]
+        return [(name, before, now) for name, before, now in pairs if before != now and name != "stop_at"]
+
+
+def find_start(config, run, warn=True):
+    """Find where a run starts; what its own folder holds goes before `config.init_from`.
+
+    config   options of train.py
+    warn     whether to tell on stderr of damaged checkpoints and unknown options: one rank's is enough
+    Mistake if it may not go on from there, as its options or its length do not allow it.
+    """
+    with mistakes():
+        own = checkpoint.load_latest(run / "ckpt", warn)
+        if own is None and config.init_from is None:
+            return Start("new", run / "log.jsonl")
+        state, path = own or (checkpoint.load(config.init_from), Path(config.init_from))
+    if state.get("format") != FORMAT:
+        raise Mistake(f"{path} is not a checkpoint of this code (format {FORMAT})")
+    options = from_record(type(config), state["config"], path, warn)
+    for name in names(type(config), "model", "run") if own else names(type(config), "model"):
+        before, now = options[name], getattr(config, name)
+        if before != now:
+            remedy = f"choose another --name, or delete {run}" if own else "a branch has to keep it"
+            raise Mistake(f"{name}={now!r}, but {path} was trained with {before!r}: {remedy}")
+    step = state["progress"]["step"]
+    if step > config.total_steps - (own is None):
+        raise Mistake(f"total_steps={config.total_steps}: {path} is past it already; train longer")
+    if config.stop_at is not None and step > config.stop_at:
+        raise Mistake(f"stop_at={config.stop_at}: {path} is past it already")
+    if not own:
+        return Start("branch", path.parent.parent / "log.jsonl", state, path, options)
+    result = read_result(config, run, options) if step == config.total_steps else None
+    return Start("resumed", run / "log.jsonl", state, path, options, result)
+
+
+def read_result(config, run, options):
+    """What the result.json of a run says that was trained with `options`; None if there is none.
+
+    Mistake if `config` asks for another result, which would be for nothing.
+    """
+    if not (run / "result.json").is_file():
+        return None
+    for name, before in options.items():
+        now = getattr(config, name)
+        if before != now and name not in names(type(config), "free"):
+            raise Mistake(f"{name}={now!r}, but {run} is finished with {before!r}: choose another --name")
+    return json.loads((run / "result.json").read_text())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The folder
 
 
 class RunFolder:
@@ -57,10 +138,7 @@ class RunFolder:
         write_whole(path / "config.json", json.dumps(config, indent=1) + "\n")
         write_whole(path / "log.jsonl", "".join(read_log(log_from, start, evaluated)))
         self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
-        (path / "code").mkdir(exist_ok=True)
-        for file in Path(__file__).resolve().parent.glob("*.py"):
-            if not file.name.startswith("test_") and file.parent != (path / "code").resolve():
-                shutil.copy(file, path / "code")
+        keep_code(path / "code")
         if config["wandb"] != "off":
             with self.optional_wandb():
                 import wandb
@@ -97,6 +175,17 @@ class RunFolder:
             finish = threading.Thread(target=self.wandb.finish, daemon=True)
             finish.start()
             finish.join(WANDB_FINISH_S)
+
+
+def keep_code(folder):
+    """Copy the files of ours that this process uses."""
+    folder.mkdir(exist_ok=True)
+    loaded = {
+        Path(module.__file__).resolve() for module in [*sys.modules.values()] if getattr(module, "__file__", None)
+    }
+    for file in loaded & {*HERE.glob("*.py")}:
+        if HERE != folder.resolve():
+            shutil.copy(file, folder)
 
 
 def is_locked(path):

@@ -17,13 +17,14 @@ dataset = "slimpajama-6b-gpt2"
 window_horizon = 500
 window_keep = 10
 grids = [
-    dict(n_layer=_model.n_layer, n_embd=_model.n_embd, n_head=_model.n_head, global_batch_size=_model.global_batch_size)
+    dict(n_layer=_model.shape.n_layer, n_embd=_model.shape.n_embd, n_head=_model.shape.n_head)
+    | dict(global_batch_size=_model.global_batch_size)
     | _runs
     for _model in _MODELS
     if _model.name != "166M"  # trained on other text, and in none of the paper's totals
     for _runs in (
-        dict(schedule="onecycle", lr=_model.lr_cosine, total_steps=list(_model.lengths_run)),
-        dict(schedule="wsd", lr=_model.lr_cosine / 2, total_steps=list(_model.lengths_run), cooldown_shape="linear"),
-        dict(schedule="constant", lr=_model.lr_cosine / 2, total_steps=_model.lengths_run[-1]),
+        dict(schedule="onecycle", lr=_model.lr_cosine, total_steps=list(_model.steps_as_run)),
+        dict(schedule="wsd", lr=_model.lr_cosine / 2, total_steps=list(_model.steps_as_run), cooldown_shape="linear"),
+        dict(schedule="constant", lr=_model.lr_cosine / 2, total_steps=_model.steps_as_run[-1]),
     )
 ]

@@ -21,7 +21,7 @@ import averaging
 import checkpoint
 import schedules
 from averaging import EMA, MERGE_SHAPES, Span, WindowAverage, merge, merge_weights, swapped
-from model import Llama
+from model import Llama, Shape
 
 torch.set_num_threads(1)
 EITHER_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -597,7 +597,7 @@ def save_all(folder, states):
 
 @EITHER_DTYPE
 def test_merge_of_a_tied_model_is_the_mean_in_every_tensor(dtype, tmp_path):
-    model, states = Llama(60, n_layer=1, n_head=2, n_embd=8, seq_len=4).to(dtype), []
+    model, states = Llama(Shape(60, n_layer=1, n_head=2, n_embd=8, seq_len=4)).to(dtype), []
     for value in (1, 2, 3, 4):
         states.append({name: torch.full_like(t, value) for name, t in model.state_dict().items()})
         states[-1]["head.weight"] = states[-1]["embedding.weight"]

@@ -5,24 +5,23 @@ python -m pytest test_config.py
 
 import ast
 import dataclasses
+import errno
 import importlib
 import itertools
+import json
 import math
 import re
-import shutil
-import subprocess
 import sys
-import typing
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 from conftest import HERE
 
+import schedules
 import train
-from config import check_ranges, load, main
+from config import Mistake, check_values, from_record, load, main, mistakes, names, option, to_record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Options:
     total_steps: int = 100
     compile: bool = True
     name: str = "run"
-    schedule: Literal["constant", "wsd"] = "wsd"
+    schedule: str = option("wsd", "schedule", choices=("constant", "wsd"))
     cooldown_frac: float | None = 0.2
     stop_at: int | None = 50
     save_at: tuple[int, ...] = (7,)
@@ -70,6 +69,7 @@ FLAGS = [
 ]  # fmt: skip
 ASSIGNMENTS = [
     ("lr = 1", 1.0), ("total_steps = 1e4", 10_000), ("total_steps = 4 * 25", 100), ("compile = False", False),
+    ("lr = np.float32(0.5)", 0.5), ("total_steps = np.int64(7)", 7),
     ("stop_at = None", None), ("save_at = [1, 2]", (1, 2)), ("save_at = 5", (5,)), ("cycle_ends = ()", ()),
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_flag(text, value, write):
 
 @pytest.mark.parametrize("text, value", ASSIGNMENTS)
 def test_assignment_in_a_file(text, value, write):
-    check(load(Options, [write("x.py", text)]), text.partition(" =")[0], value)
+    check(load(Options, [write("x.py", "import numpy as np\n" + text)]), text.partition(" =")[0], value)
 
 
 def check(got, name, value):
@@ -132,7 +132,7 @@ def test_files_are_found_from_any_directory_and_build_on_others(write, monkeypat
         ("--compile=maybe", ["--compile='maybe'", "True or False"]),
         ("--schedule=wds", ["--schedule='wds'", "one of constant, wsd"]),
         ("--stop_at=soon", ["--stop_at='soon'", "whole number or none"]),
-        ("--save_at=1,x", ["--save_at='1,x'", "whole numbers with commas between"]),
+        ("--save_at=1,x", ["--save_at='1,x'", "whole number, several with commas between"]),
         (f"--lr={CODE}", ["--lr=", CODE, "number"]),
         ("--lr", ["--lr", "--lr=VALUE"]),
         ("lr=1", ["lr=1: no such config file", "--key=value"]),
@@ -157,7 +157,7 @@ def test_mistake_in_a_flag(flag, parts, write):
         ("compile = 1", ["x.py:1: compile=1", "True or False"]),
         ("name = None", ["x.py:1: name=None", "text"]),
         ("schedule = 'wds'", ["x.py:1: schedule='wds'", "one of constant, wsd"]),
-        ("save_at = (1, 'b')", ["x.py:1: save_at=(1, 'b')", "whole numbers with commas between"]),
+        ("save_at = (1, 'b')", ["x.py:1: save_at=(1, 'b')", "whole number, several with commas between"]),
         ("save_at = '1,2'", ["x.py:1: save_at='1,2'"]),
         ("lr = 'fast'\ndef f():\n    lr = 1", ["x.py:1: lr='fast'"]),  # the line of the option, not of a local
         ("from half_base import *", ["x.py: lr='fast'", "number"]),
@@ -177,15 +177,53 @@ def test_a_file_of_another_kind_is_refused(write):
     assert "x.json: no such config file" in mistake([write("x.json", "{}")])
 
 
-def test_check_ranges():
-    ranges = {"total_steps stop_at": (1, math.inf), "lr": (0.0, 2.0)}
-    for good in (Options(), Options(total_steps=1, lr=2.0), Options(lr=0.0, stop_at=10**9)):
-        assert check_ranges(good, ranges) is None
-    for name, value, limits in (("stop_at", 0, "at least 1"), ("lr", -0.1, "from 0.0 to 2.0"), ("lr", 2.1, "to 2.0")):
-        with pytest.raises(ValueError, match=f"^{name}={value}: .*{limits}$"):
-            check_ranges(dataclasses.replace(Options(), **{name: value}), ranges)
-    with pytest.raises(ValueError, match="^lr=nan: "):
-        check_ranges(Options(lr=math.nan), ranges)
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """Options with kinds and bounds."""
+
+    width: int = option(4, "model", least=1)
+    lr: float = option(1.0, "result", above=0, most=2.0)
+    rule: str = option("a", "model", choices=("a", "b"))
+    steps: tuple[int, ...] = option((), "free", least=1)
+    stop_at: int | None = option(None, "free", least=1)
+
+
+def test_bounds_and_choices():
+    for good in (Bounded(), Bounded(lr=2.0), Bounded(steps=(1, 9)), Bounded(stop_at=10**9), Bounded(rule="b")):
+        assert check_values(good) is None
+    for name, value, limits in (
+        ("stop_at", 0, "whole number at least 1 or none"), ("lr", 0.0, "number above 0 and at most 2.0"),
+        ("lr", 2.1, "at most 2.0"), ("lr", math.nan, "number"), ("steps", (3, 0), "at least 1"),
+        ("rule", "c", "one of a, b"),
+    ):  # fmt: skip
+        with pytest.raises(Mistake, match=f"^{name}={re.escape(repr(value))}: .*{limits}"):
+            check_values(dataclasses.replace(Bounded(), **{name: value}))
+    with pytest.raises(Mistake, match="^--lr='3': expected number above 0 and at most 2.0"):
+        load(Bounded, ["--lr=3"])
+
+
+def test_kinds_name_their_options():
+    assert names(Bounded, "model") == ["width", "rule"] and names(Bounded, "free", "result") == [
+        "lr",
+        "steps",
+        "stop_at",
+    ]
+    kinds = {field.metadata["kind"] for field in dataclasses.fields(train.Config)}
+    assert kinds == {"model", "run", "schedule", "average", "result", "free"}
+
+
+def test_records_of_other_versions(capsys):
+    config = Bounded(lr=0.5, rule="b", steps=(3,))
+    record = to_record(config)
+    assert record["not_default"] == ["lr", "rule"]  # steps are free
+    assert Bounded(**from_record(Bounded, json.loads(json.dumps(record)), "x")) == config
+    del record["rule"]  # an option that was added since
+    assert from_record(Bounded, record, "x")["rule"] == "a"
+    gone = record | {"twist": 2}  # one that was taken out since, at its default then
+    assert from_record(Bounded, gone, "x.pt") == from_record(Bounded, record, "x") and "twist" not in record
+    assert "x.pt: twist=2 is no option here" in capsys.readouterr().err
+    with pytest.raises(Mistake, match="x.pt was made with twist=2, an option that this code does not have"):
+        from_record(Bounded, gone | {"not_default": ["twist"]}, "x.pt")
 
 
 def test_help_shows_every_option(capsys):
@@ -207,43 +245,43 @@ def test_help_shows_every_option(capsys):
         assert comment and lines[shown[0]].endswith(f" {comment}")
         assert re.fullmatch(r"\s+\[.+\]", lines[shown[0] + 1])
     types = {line.strip() for line in lines}
-    choices = ", ".join(typing.get_args(typing.get_type_hints(train.Config)["schedule"]))
-    assert {"[whole number]", "[number or none]", "[True or False]", f"[one of {choices}]"} <= types
+    choices = ", ".join(schedules.SCHEDULES)
+    assert {"[whole number at least 1]", "[number or none]", "[True or False]", f"[one of {choices}]"} <= types
 
 
-def ours(kind=ValueError):
-    raise kind(
-        "lr=2: too large"  # on a line of its own
-    )
+def fail(error):
+    raise error
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError, FloatingPointError])
+@pytest.mark.parametrize("kind", [Mistake, OSError, FloatingPointError])
 def test_main_says_our_errors_in_one_line(kind, capsys, monkeypatch):
     for rank, said in (("0", "error: lr=2: too large\n"), ("1", "rank 1: error: lr=2: too large\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as end:
-            main(lambda: ours(kind))
+            main(lambda: fail(kind("lr=2: too\nlarge")))
         assert end.value.code == 1 and capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("path", ["code/run.py", "link/run.py"])
-def test_main_knows_our_errors_in_a_linked_folder(path, tmp_path):
-    (tmp_path / "code").mkdir()
-    (tmp_path / "link").symlink_to("code")
-    shutil.copy(HERE / "config.py", tmp_path / "code")
-    script = "from config import main\n\ndef run():\n    raise ValueError('lr=2: too large')\n\nmain(run)\n"
-    (tmp_path / "code" / "run.py").write_text(script)
-    ended = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (1, "error: lr=2: too large\n")
+def test_the_machines_faults_are_told_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(lambda: fail(OSError(errno.ENOSPC, "No space left on device", "x.pt")))
+    assert capsys.readouterr().err == "error: [Errno 28] No space left on device: 'x.pt'\n"
+
+
+def test_files_that_others_copy_raise_value_errors():
+    with pytest.raises(Mistake, match="^total_steps=0: "), mistakes():
+        schedules.cosine(0)
 
 
 @pytest.mark.parametrize(
     "bug, kind",
     [
-        (lambda: int("x"), ValueError),  # raised in C
-        (lambda: Fraction("x"), ValueError),  # raised by `raise`, in a library's Python
+        (lambda: int("x"), ValueError),
+        (lambda: Fraction("x"), ValueError),
+        (lambda: fail(ValueError("x")), ValueError),
         (lambda: torch.optim.SGD([torch.zeros(1)], lr=-1), ValueError),
-        (lambda: ours(KeyError), KeyError),
+        (lambda: fail(KeyError("x")), KeyError),
+        (lambda: open("/no/such/file"), FileNotFoundError),  # nobody looked whether it is there
     ],
 )
 def test_main_leaves_the_traceback_of_other_errors(bug, kind, capsys):
@@ -252,10 +290,7 @@ def test_main_leaves_the_traceback_of_other_errors(bug, kind, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_main_leaves_other_ends_alone(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(lambda: open("/no/such/file"))  # the system's errors are for the user, whoever asked
-    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: [Errno 2] No such file")
+def test_main_leaves_other_ends_alone():
     assert main(lambda: None) is None
     with pytest.raises(SystemExit) as end:
         main(lambda: sys.exit(143))

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import data
-from data import TrainStream, ValSet, deal, hash64, open_bin, parse_mix, permute, to_device, token_dtype
+from data import TrainStream, ValSet, deal, hash64, open_bin, parse_mix, permute, token_dtype
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=50)
 SEED, T = 1337, 16
@@ -318,8 +318,3 @@ def test_batches_of_a_bin_too_large_to_search_are_checked(tmp_path, monkeypatch)
     p = next(position for position, (*_, first) in located if first <= 123 < first + T)
     with pytest.raises(ValueError, match=f"sequences {p} to {p}: token 50257"):
         opened.batch(p, 1)
-
-
-def test_to_device_on_cpu():
-    tensor = torch.arange(6).view(2, 3)
-    assert torch.equal(to_device(tensor, "cpu"), tensor)

@@ -35,8 +35,9 @@ from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two
 import checkpoint
 import data
 import prepare_data
+import tracking
 from config import main
-from model import Llama
+from model import Llama, Shape
 from train import Config, train
 
 # 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10
@@ -630,7 +631,7 @@ def test_code_in_a_checkpoint_is_not_run(lab):
     """Neither in one to branch from nor in the run's own, sealed and named as ours are."""
     marker, evil = lab.path / "marker", lab.path / "runs/own/ckpt/step_00000002.pt"
     evil.parent.mkdir(parents=True)
-    torch.save({"format": checkpoint.FORMAT, "model": Evil(marker)}, evil)
+    torch.save({"format": tracking.FORMAT, "model": Evil(marker)}, evil)
     checkpoint.seal(evil)
     for name in ("own", "branch"):
         assert lab.run(name, init_from=str(evil)) == 1 and "error: " in lab.said(name).splitlines()[-1]
@@ -866,8 +867,8 @@ def spoil(value, parameters, *args):
 def test_bad_gradient_on_one_rank_is_skipped_on_both(lab, value):
     """As on one rank that has the same sequences; nothing of it gets into weights, moments or averages."""
     bad = functools.partial(spoil, value)
-    assert lab.run("one", at("train.optim.add_by_halves", 2 * 4 + 2, bad), eval_every=0) == 0
-    fault = functools.partial(on_rank, 1, at("train.optim.add_by_halves", 4 + 1, bad))
+    assert lab.run("one", at("train.add_by_halves", 2 * 4 + 2, bad), eval_every=0) == 0
+    fault = functools.partial(on_rank, 1, at("train.add_by_halves", 4 + 1, bad))
     assert lab.run("two", fault, ranks=2, eval_every=0) == [0, 0]
     one, two = newest(lab.path, "one"), newest(lab.path, "two")
     assert same(one, two) and lines(lab.path, "one") == lines(lab.path, "two")
@@ -889,7 +890,7 @@ def test_validation_is_a_mean_over_tokens_on_any_ranks(lab, data_dir):
         name: json.loads((lab.path / "runs" / name / "result.json").read_text()) for name in ("one", "two", "at once")
     }
     assert logged["one"]["val_loss"] == logged["two"]["val_loss"] and lines(lab.path, "one") == lines(lab.path, "two")
-    model = Llama(257, n_layer=1, n_head=2, n_embd=16, n_kv_head=None, seq_len=32, tied=True, seed=0)
+    model = Llama(Shape(257, n_layer=1, n_head=2, n_embd=16, seq_len=32))
     model.load_state_dict(newest(lab.path, "one")["model"])
     tokens = torch.from_numpy(np.fromfile(data_dir / "short/val.bin", "<u2").astype(np.int64))
     pieces = [(tokens[i : min(i + 32, 500)], tokens[i + 1 : min(i + 32, 500) + 1]) for i in range(0, 500, 32)]

@@ -4,9 +4,7 @@ python -m pytest test_model.py
 """
 
 import math
-import os
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +12,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling
-from model import Llama, choose_device, chunk_losses, native_bf16, swiglu_width
+from model import Llama, Shape, load_model, shape_of
 
 torch.set_num_threads(1)
 SHAPE = dict(vocab_size=120, n_layer=2, n_head=4, n_embd=64, seq_len=24)  # a vocabulary of 128 after padding
+
+
+def llama(seed=0, **changes):
+    return Llama(Shape(**SHAPE | changes), seed)
 
 
 def tokens_and_targets(B=3, T=24):
@@ -37,7 +39,12 @@ def spread(model):
 def as_transformers(model, n_head, n_kv_head, tied):
     """The same weights in transformers' model."""
     V, C = model.embedding.weight.shape
-    settings = dict(vocab_size=V, hidden_size=C, intermediate_size=swiglu_width(C), num_hidden_layers=len(model.blocks))
+    settings = dict(
+        vocab_size=V,
+        hidden_size=C,
+        intermediate_size=-(-int(8 / 3 * C) // 256) * 256,
+        num_hidden_layers=len(model.blocks),
+    )
     heads = dict(num_attention_heads=n_head, num_key_value_heads=n_kv_head, max_position_embeddings=24)
     numbers = dict(rms_norm_eps=1e-5, rope_theta=1e4, hidden_act="silu", attn_implementation="eager")
     theirs = LlamaForCausalLM(LlamaConfig(**settings, **heads, **numbers, tie_word_embeddings=tied)).eval()
@@ -58,7 +65,7 @@ def as_transformers(model, n_head, n_kv_head, tied):
 @torch.no_grad()
 @pytest.mark.parametrize("n_kv_head, tied", [(None, True), (2, True), (1, False), (4, False)])
 def test_logits_are_those_of_transformers(n_kv_head, tied):
-    model = spread(Llama(**SHAPE, n_kv_head=n_kv_head, tied=tied))
+    model = spread(llama(n_kv_head=n_kv_head, tied=tied))
     x, _ = tokens_and_targets()
     logits, theirs = model(x), as_transformers(model, 4, n_kv_head or 4, tied)
     assert logits.shape == (3, 24, 128) and logits.std() > 0.5
@@ -84,23 +91,25 @@ def test_logits_are_those_of_transformers(n_kv_head, tied):
     ],
 )
 def test_parameters_of_the_papers_sizes(n_embd, n_layer, n_head, params):
+    shape = Shape(50257, 512, n_layer, n_head, n_embd)
     with torch.device("meta"):
-        model = Llama(50257, n_layer, n_head, n_embd, seq_len=512)
+        model = Llama(shape)
     assert sum(p.numel() for p in model.parameters()) == params
-    assert scaling.num_params(50304, n_layer, n_embd, n_head) == params
+    assert scaling.num_params(shape) == params
 
 
 def test_parameters_of_other_shapes():
     for n_kv_head, tied in ((None, True), (2, True), (1, False)):
-        model = Llama(**SHAPE, n_kv_head=n_kv_head, tied=tied)
-        count = scaling.num_params(128, 2, 64, 4, n_kv_head=n_kv_head, tied=tied)
+        model = llama(n_kv_head=n_kv_head, tied=tied)
+        count = scaling.num_params(Shape(**SHAPE, n_kv_head=n_kv_head, tied=tied))
         assert sum(p.numel() for p in model.parameters()) == count
-    assert [swiglu_width(n) for n in range(1, 9000)] == [scaling.swiglu_width(n) for n in range(1, 9000)]
-    assert [swiglu_width(n) for n in (384, 512, 640, 768, 896, 1024)] == [1024, 1536, 1792, 2048, 2560, 2816]
+    # int(8/3 d), up to 256: 96 -> 256, 97 -> 258, 384 -> 1024 exactly, 4096 -> 10922
+    for n_embd, width in ((2, 256), (96, 256), (98, 512), (384, 1024), (896, 2560), (1024, 2816), (4096, 11008)):
+        assert Shape(**SHAPE | dict(n_head=1, n_embd=n_embd)).mlp_width == width
 
 
 def test_initial_weights():
-    model = Llama(1000, n_layer=8, n_head=4, n_embd=256, seq_len=8, tied=False)
+    model = Llama(Shape(1000, n_layer=8, n_head=4, n_embd=256, seq_len=8, tied=False))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             assert (parameter == 1).all()
@@ -114,20 +123,18 @@ def test_initial_weights():
 def test_the_seed_alone_decides_the_initial_weights():
     def weights(seed):
         torch.rand(seed + 1)  # torch's own generator is elsewhere each time
-        return torch.cat([p.detach().flatten() for p in Llama(**SHAPE, seed=seed).parameters() if p.dim() > 1])
+        return torch.cat([p.detach().flatten() for p in llama(seed).parameters() if p.dim() > 1])
 
     first = weights(0)
     assert torch.equal(first, weights(0)) and (first == weights(1)).double().mean() < 0.01
-    model = Llama(**SHAPE)
-    assert (
-        model.head.weight is model.embedding.weight and Llama(**SHAPE, tied=False).head.weight is not model.head.weight
-    )
+    model = llama()
+    assert model.head.weight is model.embedding.weight and llama(tied=False).head.weight is not model.head.weight
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}  # no tables
 
 
 @torch.no_grad()
 def test_loss_is_the_sum_of_the_token_losses():
-    model, (x, y) = spread(Llama(**SHAPE)), tokens_and_targets()
+    model, (x, y) = spread(llama()), tokens_and_targets()
     logits = model(x).double().numpy().reshape(-1, 128)
     log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     token_losses = -log_softmax[np.arange(len(logits)), y.flatten()]
@@ -147,7 +154,7 @@ def test_loss_is_the_sum_of_the_token_losses():
 
 @torch.no_grad()
 def test_no_logit_depends_on_a_later_token():
-    model, (x, _) = spread(Llama(**SHAPE)), tokens_and_targets()
+    model, (x, _) = spread(llama()), tokens_and_targets()
     before = model(x)
     for position in (1, 12, 23):
         other = x.clone()
@@ -156,55 +163,6 @@ def test_no_logit_depends_on_a_later_token():
         assert torch.equal(after[:, :position], before[:, :position])
         assert (after[:, position:] != before[:, position:]).any(dim=-1).all()  # the control: all the later ones do
     assert (model(x[:, :7]) - before[:, :7]).abs().max() < 1e-5 * before.abs().max()  # shorter than seq_len works too
-
-
-def test_chunk_losses():
-    model, (x, y) = spread(Llama(**SHAPE)), tokens_and_targets(B=7)
-    y = torch.cat((y[:-1], torch.full((1, 24), -1)))
-    val = SimpleNamespace(n_chunks=7, chunk=lambda i: (x[i : i + 1], y[i : i + 1]))
-    alone = chunk_losses(model, val, "cpu")
-    assert alone.dtype == torch.float64 and not alone.requires_grad and (alone[:6] > 0).all() and alone[6] == 0
-    assert alone.sum().item() == pytest.approx(model(x, y).item(), rel=1e-6)
-    for world_size in (2, 3, 9):
-        parts = torch.stack([chunk_losses(model, val, "cpu", rank, world_size) for rank in range(world_size)])
-        assert torch.equal(parts.sum(0), alone)
-        assert ((parts != 0).sum(0) <= 1).all()  # nothing is computed twice
-    asked = []
-    stopped = chunk_losses(model, val, "cpu", stop=lambda: asked.append(0) or len(asked) > 2)
-    assert torch.equal(stopped[:2], alone[:2]) and (stopped[2:] == 0).all() and len(asked) == 3
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """As on a machine without one; afterwards torch computes as before."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(before[0])
-    torch.set_float32_matmul_precision(before[1])
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-
-
-def test_cuda_is_made_to_repeat_itself(no_gpu, monkeypatch):
-    """The switches are set; TEST_DEVICE=cuda, on a GPU, runs the tests that show what they do."""
-    chosen = []
-    assert choose_device("auto") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(os, "environ", {})
-    assert choose_device("cpu") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
-    assert choose_device("auto", 1) == torch.device("cuda", 1) and chosen == [1]
-    assert torch.are_deterministic_algorithms_enabled() and os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-
-
-def test_native_bf16(monkeypatch):
-    cpu = torch.device("cpu")
-    for found, native in (({}, False), ({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found | {"avx2": True})
-        assert native_bf16(cpu) is native
 
 
 @pytest.mark.parametrize(
@@ -219,5 +177,19 @@ def test_native_bf16(monkeypatch):
 )
 def test_shapes_that_do_not_work_out(shape, parts):
     with pytest.raises(ValueError) as caught:
-        Llama(**SHAPE | shape)
+        Shape(**SHAPE | shape)
     assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_checkpoint_tells_the_shape_of_its_model():
+    model = spread(llama(n_kv_head=2, tied=False))
+    shape = Shape(**SHAPE, n_kv_head=2, tied=False)
+    state = {"model": model.state_dict(), "shape": shape.to_record()}
+    older = {"model": model.state_dict(), "config": {**SHAPE, "n_kv_head": 2, "tied": False, "lr": 1e-3}}
+    x, _ = tokens_and_targets()
+    assert shape_of(state) == shape and shape_of(older).padded_vocab == 128
+    for saved in (state, older):
+        assert torch.equal(load_model(saved)(x), model(x))
+    assert Shape(**SHAPE).to_record() == SHAPE  # defaults are not written: what is there counts
+    with pytest.raises(ValueError, match="has twist=2, which this code cannot build"):
+        shape_of(state | {"shape": shape.to_record() | {"twist": 2}})

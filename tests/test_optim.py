@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from model import Llama
-from optim import add_by_halves, build, load_state, set_lr
+from model import Llama, Shape
+from optim import build, load_state, set_lr
 
 torch.set_num_threads(1)
 SETTINGS = dict(lr=0.02, weight_decay=0.3, betas=(0.8, 0.95))
 
 
 def make_model(tied=True):
-    return Llama(vocab_size=64, n_layer=2, n_head=2, n_embd=16, seq_len=8, tied=tied)
+    return Llama(Shape(vocab_size=64, n_layer=2, n_head=2, n_embd=16, seq_len=8, tied=tied))
 
 
 def names_of(optimizer, model):
@@ -86,27 +86,6 @@ def test_updates_are_those_of_adamw():
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-6, atol=1e-6 * 0.02)  # of a step of lr
         other = adamw_by_hand(values, gradients[p], rates, 0.3 - decays[p], (0.8, 0.95))  # the control
         assert abs(p.detach().numpy() - other).max() > 1e-4
-
-
-def in_halves(gradients):
-    """Their sum, in the order that add_by_halves promises."""
-    middle, odd = divmod(len(gradients), 2)
-    return sum(gradients) if odd else in_halves(gradients[:middle]) + in_halves(gradients[middle:])
-
-
-@pytest.mark.parametrize("total", [1, 2, 3, 4, 6, 7, 8, 12, 16])
-def test_gradients_are_added_by_halves(total):
-    gradients = torch.randn(total, 2, 1000, generator=torch.Generator().manual_seed(total))
-    parameters, halves, most = [torch.nn.Parameter(torch.zeros(1000)) for _ in range(2)], [], 0
-    for done, gradient in enumerate(gradients, start=1):
-        for parameter, part in zip(parameters, gradient, strict=True):  # what backward does
-            parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
-        add_by_halves(parameters, halves, done, total)
-        most = max(most, len(halves))
-    added = torch.stack([p.grad for p in parameters])
-    assert torch.equal(added, in_halves(list(gradients)))
-    assert halves == [] and 2**most <= total and total % 2**most == 0  # a copy for every factor of 2
-    assert total < 4 or total % 2 or not torch.equal(added, sum(gradients))  # the control: one by one
 
 
 def test_a_resume_keeps_moments_and_takes_settings_from_now():

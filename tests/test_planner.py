@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 import scaling
+from model import Shape
 from planner import check_folder, disk, flops_per_step, name_runs, plan, read_study
 
 MODEL = "n_layer=2; n_head=1; n_embd=32; seq_len=64; global_batch_size=4; micro_batch_size=4; dataset='x-bytes'\n"
+
+
+SHAPE = Shape(257, 64, n_layer=2, n_head=1, n_embd=32)
 
 
 @pytest.fixture
@@ -246,10 +250,10 @@ def test_what_was_begun_goes_on_from_where_it_began(study):
 def test_cost_and_disk(study):
     (root,) = plan(*study(WSD + "total_steps = [100, 200]"))
     config = root.config
-    one = 4 * scaling.train_flops(64, 257, n_layer=2, n_head=1, n_embd=32)
+    one = 4 * scaling.train_flops(SHAPE)
     assert flops_per_step(config) == one and root.flops == 81 * one
     assert root.reach() == 200 * one
-    n = scaling.num_params(257, n_layer=2, n_head=1, n_embd=32)
+    n = scaling.num_params(SHAPE)
     assert disk([root]) == 4 * 3 * n
     averaged = dataclasses.replace(
         root, config=dataclasses.replace(config, save_every=10, window_horizon=5, ema_decay=(0.9,))

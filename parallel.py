@@ -1,0 +1,174 @@
+"""Ranks, devices, precision, and sums over them: all that knows of more than one process.
+
+    ranks = Ranks("auto")                            # as torchrun says, or the only one
+    model.to(ranks.device)
+    with ranks.connected():
+        loss, count = ranks.sum(loss, count)         # over all ranks
+        ranks.sum_gradients(parameters)
+
+Gradients are summed after the last backward pass, not during it, so that a compiled graph does not depend on the number
+of ranks. Together with `add_by_halves`, two ranks add the very numbers that one rank adds. On four ranks and more the
+library's all-reduce adds in an order of its own: runs repeat themselves there, but have not the bits of one rank.
+"""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+
+from config import Mistake
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Devices and precision
+
+
+def check_device(name):
+    """Raise Mistake for a kind of device that torch does not find here."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise Mistake("device='cuda': torch sees no CUDA device here; use --device=cpu")
+
+
+def check_batch(global_batch_size, micro_batch_size, world_size):
+    """Raise Mistake unless every rank gets a whole number of micro-batches per step."""
+    at_once = micro_batch_size * world_size
+    if global_batch_size % at_once == 0:
+        return
+    rank_batch, left = divmod(global_batch_size, world_size)
+    fits = [str(size) for size in range(1, rank_batch + 1) if rank_batch % size == 0]
+    remedy = "change the number of ranks" if left else f"micro_batch_size can be {', '.join(fits)}"
+    raise Mistake(
+        f"global_batch_size={global_batch_size} is not a multiple of "
+        f"micro_batch_size={micro_batch_size} x {world_size} rank(s) = {at_once}: {remedy}"
+    )
+
+
+def choose_device(name, index=0):
+    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time.
+
+    Mistake if there are not that many GPUs.
+    """
+    check_device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if index >= (gpus := torch.cuda.device_count()):
+        raise Mistake(f"rank {index} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu")
+    torch.cuda.set_device(index)
+    torch.set_float32_matmul_precision("high")  # what stays in fp32 is multiplied in TF32
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # flash attention backward; else no two runs are alike, and 5% faster
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return torch.device("cuda", index)
+
+
+def use_bf16(dtype, device):
+    """Whether to compute in bfloat16: as `dtype` says, and for "auto" where the device does so itself."""
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
+
+
+def autocast(device, bf16):
+    """A context in which matrices are multiplied in bfloat16, if `bf16`; weights and sums stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def to_device(tensor, device):
+    """Copy a CPU tensor to `device`: to CUDA through pinned memory, so that the copy waits for nothing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranks
+
+
+class Ranks:
+    """This rank among all of them: `rank`, `world_size`, `device`; `is_main` on the one that prints and writes."""
+
+    def __init__(self, device):
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.is_main = self.rank == 0
+        self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+
+    @contextlib.contextmanager
+    def connected(self):
+        """A context in which sums can be made: the other ranks are there."""
+        several = self.world_size > 1
+        if several:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            if several:
+                dist.destroy_process_group()
+
+    def gather(self, value):
+        """[value of every rank]."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, *values):
+        """Sums over ranks, in fp64, of numbers or tensors of numbers: a flat list of floats."""
+        flat = [torch.as_tensor(value, dtype=torch.float64, device=self.device).reshape(-1) for value in values]
+        flat = torch.cat(flat)
+        if self.world_size > 1:
+            dist.all_reduce(flat)
+        return flat.tolist()
+
+    def micro_batches(self, stream, position, n_steps, rank_batch, micro_batch_size):
+        """Yield this rank's micro-batches of the next `n_steps`, in order: (B, T + 1) int64, on the device.
+
+        Rank r takes the r-th `rank_batch` sequences of every step, so all ranks together take what one would.
+        """
+        for step in range(n_steps):
+            first = position + (step * self.world_size + self.rank) * rank_batch
+            for i in range(first, first + rank_batch, micro_batch_size):
+                yield to_device(stream.batch(i, micro_batch_size), self.device)
+
+    def sum_gradients(self, parameters):
+        """Sum `.grad` over ranks, in place."""
+        if self.world_size > 1:
+            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters]:
+                work.wait()
+
+
+def add_by_halves(parameters, halves, done, total):
+    """Add the gradients of `total` micro-batches up as a sum of halves of halves, after the backward pass of each.
+
+    So two ranks with half of the micro-batches each add the very numbers that one rank adds, in its order. `halves` (a
+    list, empty at first) holds finished halves: a copy of the gradient for every factor of 2 in `total`. After the last
+    of `done` = 1 .. total the whole sum is in `.grad`. An odd number is not halved, but added one by one.
+    """
+    odd = total // (total & -total)
+    if done % odd == 0:
+        groups = done // odd
+        while groups % 2 == 0:
+            torch._foreach_add_([p.grad for p in parameters], halves.pop())
+            groups //= 2
+        if done < total:
+            halves.append([p.grad for p in parameters])
+            for p in parameters:
+                p.grad = None
+
+
+@torch.no_grad()
+def chunk_losses(model, val, device, rank=0, world_size=1, stop=lambda: False):
+    """Summed token loss of each chunk of `val` (data.ValSet): (n_chunks,) fp64, 0 where it is another rank's turn.
+
+    Add over ranks, then over chunks, and divide by `val.n_targets`: the mean loss per token in nats. `stop()` is asked
+    before every chunk; if it says so, the rest stays 0.
+    """
+    losses = torch.zeros(val.n_chunks, dtype=torch.float64)
+    for i in range(rank, val.n_chunks, world_size):
+        if stop():
+            break
+        x, y = val.chunk(i)
+        losses[i] = model(x.to(device), y.to(device)).item()
+    return losses

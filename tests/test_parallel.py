@@ -1,0 +1,128 @@
+"""Tests of parallel.py: devices and precision, who takes which sequences, and sums in an order that ranks can share."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from model import Llama, Shape
+from parallel import Ranks, add_by_halves, check_batch, choose_device, chunk_losses, to_device, use_bf16
+
+torch.set_num_threads(1)
+
+
+def tokens(B, T=24):
+    both = torch.randint(120, (B, T + 1), generator=torch.Generator().manual_seed(0))
+    return both[:, :-1], both[:, 1:]
+
+
+def test_chunk_losses():
+    model, (x, y) = Llama(Shape(vocab_size=120, n_layer=1, n_head=2, n_embd=16, seq_len=24)), tokens(B=7)
+    y = torch.cat((y[:-1], torch.full((1, 24), -1)))
+    val = SimpleNamespace(n_chunks=7, chunk=lambda i: (x[i : i + 1], y[i : i + 1]))
+    alone = chunk_losses(model, val, "cpu")
+    assert alone.dtype == torch.float64 and not alone.requires_grad and (alone[:6] > 0).all() and alone[6] == 0
+    assert alone.sum().item() == pytest.approx(model(x, y).item(), rel=1e-6)
+    for world_size in (2, 3, 9):
+        parts = torch.stack([chunk_losses(model, val, "cpu", rank, world_size) for rank in range(world_size)])
+        assert torch.equal(parts.sum(0), alone)
+        assert ((parts != 0).sum(0) <= 1).all()  # nothing is computed twice
+    asked = []
+    stopped = chunk_losses(model, val, "cpu", stop=lambda: asked.append(0) or len(asked) > 2)
+    assert torch.equal(stopped[:2], alone[:2]) and (stopped[2:] == 0).all() and len(asked) == 3
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """As on a machine without one; afterwards torch computes as before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def test_cuda_is_made_to_repeat_itself(no_gpu, monkeypatch):
+    """The switches are set; TEST_DEVICE=cuda, on a GPU, runs the tests that show what they do."""
+    chosen = []
+    assert choose_device("auto") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(os, "environ", {})
+    assert choose_device("cpu") == torch.device("cpu") and not torch.are_deterministic_algorithms_enabled()
+    assert choose_device("auto", 1) == torch.device("cuda", 1) and chosen == [1]
+    assert torch.are_deterministic_algorithms_enabled() and os.environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def test_bf16_where_it_is_native(monkeypatch):
+    cpu = torch.device("cpu")
+    for found, native in (({}, False), ({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found | {"avx2": True})
+        assert use_bf16("auto", cpu) is native
+        assert use_bf16("float32", cpu) is False and use_bf16("bfloat16", cpu) is True
+
+
+def test_to_device_on_cpu():
+    tensor = torch.arange(6).view(2, 3)
+    assert torch.equal(to_device(tensor, torch.device("cpu")), tensor)
+
+
+def ranks_of(monkeypatch, world_size):
+    for rank in range(world_size):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        yield Ranks("cpu")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_all_ranks_together_take_what_one_would(monkeypatch, world_size):
+    stream = SimpleNamespace(batch=lambda position, count: torch.arange(position, position + count))
+    taken = []  # by rank, then by micro-batch
+    for ranks in ranks_of(monkeypatch, world_size):
+        batches = ranks.micro_batches(stream, 100, n_steps=3, rank_batch=12 // world_size, micro_batch_size=2)
+        taken.append([batch.tolist() for batch in batches])
+    per_step = 6 // world_size
+    steps = [[b for rank in taken for b in rank[i : i + per_step]] for i in range(0, 3 * per_step, per_step)]
+    assert [position for step in steps for batch in step for position in batch] == list(range(100, 136))
+
+
+def test_one_rank_is_all_there_is(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks = Ranks("cpu")
+    with ranks.connected():
+        assert ranks.sum(torch.tensor([1.5, 2.0], dtype=torch.float64), 3, 0.1) == [1.5, 2.0, 3.0, 0.1]
+        assert ranks.gather("x") == ["x"] and ranks.is_main
+
+
+def test_every_rank_gets_whole_micro_batches():
+    for good in ((12, 2, 3), (12, 12, 1), (200, 50, 2)):
+        assert check_batch(*good) is None
+    for bad, remedy in (((12, 5, 1), "micro_batch_size can be 1, 2, 3, 4, 6, 12"), ((12, 2, 5), "number of ranks")):
+        with pytest.raises(ValueError, match=remedy):
+            check_batch(*bad)
+
+
+def in_halves(gradients):
+    """Their sum, in the order that add_by_halves promises."""
+    middle, odd = divmod(len(gradients), 2)
+    return sum(gradients) if odd else in_halves(gradients[:middle]) + in_halves(gradients[middle:])
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 6, 7, 8, 12, 16])
+def test_gradients_are_added_by_halves(total):
+    gradients = torch.randn(total, 2, 1000, generator=torch.Generator().manual_seed(total))
+    parameters, halves, most = [torch.nn.Parameter(torch.zeros(1000)) for _ in range(2)], [], 0
+    for done, gradient in enumerate(gradients, start=1):
+        for parameter, part in zip(parameters, gradient, strict=True):  # what backward does
+            parameter.grad = part.clone() if parameter.grad is None else parameter.grad + part
+        add_by_halves(parameters, halves, done, total)
+        most = max(most, len(halves))
+    added = torch.stack([p.grad for p in parameters])
+    assert torch.equal(added, in_halves(list(gradients)))
+    assert halves == [] and 2**most <= total and total % 2**most == 0  # a copy for every factor of 2
+    assert total < 4 or total % 2 or not torch.equal(added, sum(gradients))  # the control: one by one
