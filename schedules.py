@@ -1,6 +1,7 @@
 """Learning-rate schedules as pure functions of the step. Standard library only: copy this file into any project.
 
     schedule = wsd(total_steps=10_000, warmup_steps=300, cooldown_frac=0.2)   # schedule(step): factor of the peak LR
+    schedule = cooldown(inverse_sqrt(300), 10_000, 2_000, "linear")           # a cooldown to the end of any schedule
     for step in range(10_000):
         for group in optimizer.param_groups:
             group["lr"] = peak_lr * schedule(step)
@@ -156,14 +157,30 @@ def constant(warmup_steps=0, warmup_init_frac=0.01):
     return partial(_constant_at, W=_steps("warmup_steps", warmup_steps), w0=warmup_init_frac)
 
 
-def _cycles_at(step, W, w0, cycles):
-    warm = _warm(step, W, w0)
-    if warm is not None:
-        return warm
-    for end, steps, shape, _ in cycles:
-        if step < end:
-            return 1.0 if step <= end - steps else shape((step - (end - steps)) / steps)
-    return cycles[-1][3]
+def _cooled_at(step, base, start, end, shape, final):
+    if step >= end:
+        return base(step) * final
+    return base(step) * shape((step - start) / (end - start)) if step > start else base(step)
+
+
+def cooldown(base, total_steps, cooldown_steps=None, cooldown_shape="1-sqrt", cooldown_frac=None, final_lr_frac=None):
+    """Take any schedule, and let it fall over the last `cooldown_steps` to `total_steps`: base(k) times the shape.
+
+    Zhai et al. 2022 take the inverse square root, then a linear cooldown: cooldown(inverse_sqrt(W), N, D, "linear").
+    `base` is a function of the step. The cooldown takes `cooldown_steps`, or floor(cooldown_frac * total_steps);
+    without either 0.2 of the run. `cooldown_shape`: a name of SHAPES, "power:a" for 1 - x^a, "exponential:h" to halve
+    every h steps (MiniCPM), or a function of x in [0, 1] that falls from 1 to 0. It ends at `final_lr_frac` of the
+    base, by default 0; after "exponential:h", 0.5^(D / h).
+    """
+    _steps("total_steps", total_steps, 1)
+    if cooldown_steps is not None and cooldown_frac is not None:
+        raise ValueError(f"cooldown_steps={cooldown_steps} and cooldown_frac={cooldown_frac}: give one of the two")
+    if cooldown_steps is None:
+        cooldown_steps = _share(_frac("cooldown_frac", 0.2 if cooldown_frac is None else cooldown_frac), total_steps)
+    if _steps("cooldown_steps", cooldown_steps) > total_steps:
+        raise ValueError(f"cooldown_steps={cooldown_steps} is more than total_steps={total_steps}: shorten it")
+    shape, final = _cooldown(cooldown_shape, final_lr_frac, cooldown_steps)
+    return partial(_cooled_at, base=base, start=total_steps - cooldown_steps, end=total_steps, shape=shape, final=final)
 
 
 def wsd(
@@ -177,23 +194,27 @@ def wsd(
 ):
     """Warm up, hold, cool down: trapezoid (Zhai 2022), warmup-stable-decay (Hu 2024), constant LR + cooldown.
 
-    The cooldown takes `cooldown_steps`, or floor(cooldown_frac * total_steps); without either 0.2 of the run.
-    `cooldown_shape`: a name of SHAPES, "power:a" for 1 - x^a, "exponential:h" to halve every h steps (MiniCPM), or a
-    function of x in [0, 1] that falls from 1 to 0. `final_lr_frac` is 0 by default; after "exponential:h", 0.5^(D / h).
+    `cooldown` of `constant`, with its arguments; warmup and cooldown have to fit into the run.
     """
     _check(total_steps, warmup_steps, warmup_init_frac)
-    if cooldown_steps is not None and cooldown_frac is not None:
-        raise ValueError(f"cooldown_steps={cooldown_steps} and cooldown_frac={cooldown_frac}: give one of the two")
-    if cooldown_steps is None:
-        cooldown_steps = _share(_frac("cooldown_frac", 0.2 if cooldown_frac is None else cooldown_frac), total_steps)
-    if warmup_steps + _steps("cooldown_steps", cooldown_steps) > total_steps:
+    base = constant(warmup_steps, warmup_init_frac)
+    schedule = cooldown(base, total_steps, cooldown_steps, cooldown_shape, cooldown_frac, final_lr_frac)
+    if warmup_steps > (start := schedule.keywords["start"]):
         raise ValueError(
-            f"warmup_steps={warmup_steps} + cooldown_steps={cooldown_steps} is more than total_steps={total_steps}: "
-            "shorten one of the two, or train longer"
+            f"warmup_steps={warmup_steps} + cooldown_steps={total_steps - start} is more than "
+            f"total_steps={total_steps}: shorten one of the two, or train longer"
         )
-    shape, final = _cooldown(cooldown_shape, final_lr_frac, cooldown_steps)
-    cycle = (total_steps, cooldown_steps, shape, final)
-    return partial(_cycles_at, W=warmup_steps, w0=warmup_init_frac, cycles=(cycle,))
+    return schedule
+
+
+def _cycles_at(step, W, w0, cycles):
+    warm = _warm(step, W, w0)
+    if warm is not None:
+        return warm
+    for end, steps, shape, _ in cycles:
+        if step < end:
+            return 1.0 if step <= end - steps else shape((step - (end - steps)) / steps)
+    return cycles[-1][3]
 
 
 def wsd_s(
@@ -313,24 +334,30 @@ def onecycle(total_steps, warmup_steps, anneal="cosine", final_lr_frac=0.1, warm
 
 
 SCHEDULES = {f.__name__: f for f in (constant, wsd, cosine, linear, inverse_sqrt, power, wsd_s, cosine_inf, onecycle)}
+COOLDOWN = ("cooldown_steps", "cooldown_frac", "cooldown_shape", "final_lr_frac")  # options of a `cooldown`
 
 
 def build(name, **kwargs):
     """Build a schedule by name, for configs: arguments that are None count as not given, and one not taken is an error.
 
-    `total_steps` may always be given: a schedule that has no end does without.
+    `total_steps` may always be given: a schedule that has no end does without. `cooldown_steps` or `cooldown_frac`,
+    given to a schedule that does not take them, make a `cooldown` of it, with the options that only a cooldown takes.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule={name!r}: choose one of {', '.join(SCHEDULES)}")
     taken = inspect.signature(SCHEDULES[name]).parameters
-    given = {k: v for k, v in kwargs.items() if v is not None and (k != "total_steps" or k in taken)}
-    for key in given:
-        if key not in taken:
-            raise ValueError(f"{key}={given[key]!r}: schedule {name!r} takes no {key}, only {', '.join(taken)}")
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    own = {key: value for key, value in given.items() if key in taken}
+    rest = {key: value for key, value in given.items() if key not in taken and key != "total_steps"}
+    cools = "total_steps" in given and ("cooldown_steps" in rest or "cooldown_frac" in rest)
+    for key in rest:
+        if not (cools and key in COOLDOWN):
+            raise ValueError(f"{key}={rest[key]!r}: schedule {name!r} takes no {key}, only {', '.join(taken)}")
     for key, parameter in taken.items():
-        if parameter.default is parameter.empty and key not in given:
+        if parameter.default is parameter.empty and key not in own:
             raise ValueError(f"schedule={name!r} needs {key}: give it, too")
-    return SCHEDULES[name](**given)
+    schedule = SCHEDULES[name](**own)
+    return cooldown(schedule, given["total_steps"], **rest) if cools else schedule
 
 
 def sketch(schedule, total_steps, width=72, height=8):
@@ -356,6 +383,7 @@ if __name__ == "__main__":
         "wsd_s(N, (250, 500), W)",
         "cosine_inf(600, W)",
         "onecycle(N, W)",
+        "cooldown(inverse_sqrt(W), N, 300, 'linear')",
     ):
         print(f"\n{call}, N = {N}, W = {W}\n{sketch(eval(call), N)}")
     print("\nCooldown shapes: the LR factor when a share x of the cooldown is over\n")

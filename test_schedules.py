@@ -19,7 +19,20 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from transformers.optimization import get_wsd_schedule
 
 import schedules
-from schedules import SCHEDULES, SHAPES, constant, cosine, cosine_inf, inverse_sqrt, linear, onecycle, power, wsd, wsd_s
+from schedules import (
+    SCHEDULES,
+    SHAPES,
+    constant,
+    cooldown,
+    cosine,
+    cosine_inf,
+    inverse_sqrt,
+    linear,
+    onecycle,
+    power,
+    wsd,
+    wsd_s,
+)
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=50)
 LENGTH, FRAC = st.integers(0, 40), st.floats(0.001, 0.9)
@@ -47,6 +60,7 @@ def every(n):
         "wsd_s": wsd_s(20 * n, (10 * n,), 4 * n, cooldown_frac=0.2),
         "cosine_inf": cosine_inf(12 * n, 4 * n),
         "onecycle": onecycle(20 * n, 4 * n),
+        "inverse_sqrt, cooled": cooldown(inverse_sqrt(4 * n), 20 * n, 6 * n, "linear", final_lr_frac=0.1),
     }
 
 
@@ -103,6 +117,12 @@ LITERAL = {  # from k = 0 to N or further
     # Full at k = W - 1 = 1, final at k = N - 1 = 9; at N torch's cosine has turned, and its line gone on.
     "onecycle(10, 2)": [0.01, *(0.1 + 0.9 * c for c in COS8), 0.13425421036992092, 0.13425421036992092],
     "onecycle(10, 2, 'linear', 0.2)": [0.01, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1],
+    # A cooldown multiplies what it is of: here 1 / sqrt(k) and a line from 2 to 0.2, times 1, 2/3, 1/3, 0
+    "cooldown(inverse_sqrt(), 7, 3, 'linear')": [1, 1, 0.5**0.5, 3**-0.5, 1 / 2, 5**-0.5 * 2 / 3, 6**-0.5 / 3, 0, 0],
+    "cooldown(lambda k: 2 - k / 5, 9, 3, 'linear', final_lr_frac=0.5)": [
+        *(2, 1.8, 1.6, 1.4, 1.2, 1.0, 0.8, 0.6 * 5 / 6, 0.4 * 4 / 6, 0.2 * 3 / 6)
+    ],
+    "cooldown(wsd_s(8, [4], 0, 0.25, final_lr_frac=0.5), 8, 2, 'linear')": [1, 1, 1, 1, 1, 1, 1, 2 / 3 / 2, 0, 0],
     # Edges: no warmup, no cooldown, one step of either, nothing between them, nothing but one of them, N = 1
     "wsd(5, 0, 2, None, 'linear')": [1, 1, 1, 1, 0.5, 0],
     "wsd(5, 1, 2, None, 'linear')": [0.01, 1, 1, 1, 0.5, 0],
@@ -127,6 +147,26 @@ LITERAL = {  # from k = 0 to N or further
 def test_literal_lists(call):
     # abs: 1 + cos(pi x) is exact to a rounding of 1, however small it gets
     assert values(eval(call), len(LITERAL[call])) == close(LITERAL[call], abs=1e-16)
+
+
+@SEEDED
+@given(W=LENGTH, hold=LENGTH, D=st.integers(0, 40), final=FRAC)
+def test_wsd_is_the_cooldown_of_a_constant_rate(W, hold, D, final):
+    N = W + hold + D + 1
+    for shape in [*SHAPES, "power:0.3", cubed]:
+        found = cooldown(constant(W, 0.2), N, D, shape, final_lr_frac=final)
+        assert values(found, N + 3) == values(wsd(N, W, D, None, shape, final, 0.2), N + 3)
+
+
+def test_configs_make_a_cooldown_of_any_schedule():
+    options = {"total_steps": 100, "warmup_steps": 10, "cooldown_steps": 30, "cooldown_shape": "linear"}
+    for name, more in (("inverse_sqrt", {}), ("power", {"knee_steps": 20}), ("cosine_inf", {"cosine_steps": 60})):
+        base = schedules.build(name, total_steps=100, warmup_steps=10, **more)
+        built = schedules.build(name, **options, **more)
+        assert values(built, 71) == values(base, 71) and built(85) == close(base(85) / 2) and built(100) == 0
+    floor = schedules.build("cosine_inf", **options, cosine_steps=60, final_lr_frac=0.4)  # the base takes it itself
+    assert floor(70) == close(0.4) and floor(100) == 0
+    assert schedules.build("constant", **options, final_lr_frac=0.1)(100) == 0.1  # the base does not
 
 
 def test_first_and_last_update_of_each_phase():
@@ -320,6 +360,12 @@ BAD = {  # each refused by each schedule that has the option
     "cooldown_shape": "exp power power:x power:0 power:-1 power:inf cosine:2 exponential:0 linear:".split(),
 }
 ERRORS = {
+    "cooldown(constant(), 10, 11)": "cooldown_steps=11 is more than total_steps=10: shorten it",
+    "cooldown(constant(), 10, 2, cooldown_frac=0.2)": "cooldown_steps=2 and cooldown_frac=0.2: give one of the two",
+    "cooldown(constant(), 0)": "total_steps=0: expected",
+    "schedules.build('inverse_sqrt', total_steps=9, cooldown_shape='linear')": "cooldown_shape='linear': schedule",
+    "schedules.build('inverse_sqrt', cooldown_frac=0.2)": "cooldown_frac=0.2: schedule 'inverse_sqrt' takes no",
+    "schedules.build('inverse_sqrt', total_steps=9, cooldown_frac=0.2, exponent=-1)": "exponent=-1: schedule",
     "wsd(10, 8, 3)": "warmup_steps=8 + cooldown_steps=3 is more than total_steps=10: shorten one",
     "wsd(10, 9)": "warmup_steps=9 + cooldown_steps=2 is more than total_steps=10: shorten one",
     "wsd(10, 11, 0)": "warmup_steps=11 is more than total_steps=10: shorten the warmup",
