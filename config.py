@@ -267,13 +267,15 @@ def main(run, mistake=Mistake):
     """Call `run()`; end with one line on stderr and status 1 for a mistake, a fault of the machine, or divergence.
 
     All else is a bug, and keeps its traceback. An OSError is the machine's by its number, or ours if it has none.
+    `mistake` is the class of mistakes, or a tuple of classes.
     """
+    kinds = mistake if isinstance(mistake, tuple) else (mistake,)
     try:
         run()
     except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (mistake, OSError, FloatingPointError) as error:
+    except (*kinds, OSError, FloatingPointError) as error:
         if isinstance(error, OSError) and error.errno not in (None, *MACHINE):
             raise
         rank = os.environ.get("RANK", "0")

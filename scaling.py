@@ -3,7 +3,7 @@
     python scaling.py table                           # the paper's nine models: parameters, FLOPs, lengths
     python scaling.py savings --cooldown_frac=0.2     # one run per length against one run with cooldowns
     python scaling.py plan --flops=1e21               # N, tokens, steps, batch and lr, with intervals
-    python scaling.py plan --gpu_hours=512 --gpu=H100 --mfu=0.4 --law=law.json      # from `laws.py ... --json`
+    python scaling.py plan --gpu_hours=512 --gpu=H100 --mfu=0.4 --law=law.json      # of `python -m laws`
 
 FLOPs are counted two ways, and the name says which: `train_flops` is the paper's own count, operation by operation;
 `train_flops_6nd` is 6 x parameters x tokens. At this size they differ by 1.2x (360M) to 1.7x (33M).
@@ -219,7 +219,7 @@ DEFAULT_LAW = {
     "params": {"E": 1.817218, "A": 477.8258, "B": 2143.417, "alpha": 0.347310, "beta": 0.367172},
 }
 LAW_NAMES = ("E", "A", "B", "alpha", "beta")
-# Cholesky factor of the covariance of ln E, ln A, ln B, alpha, beta over 2000 bootstrap fits of laws.py to these points
+# Cholesky factor of the covariance of ln E, ln A, ln B, alpha, beta over 2000 bootstrap fits of laws/ to these points
 DEFAULT_SPREAD = (
     (0.01166,),
     (0.13386, 0.16542),
@@ -230,7 +230,7 @@ DEFAULT_SPREAD = (
 
 
 def default_law(draws: int = 400) -> dict:
-    """DEFAULT_LAW with draws of its parameters, as a law of laws.py has them; always the same draws."""
+    """DEFAULT_LAW with draws of its parameters, as a law of laws/ has them; always the same draws."""
     rng, law = random.Random(0), DEFAULT_LAW | {"draws": []}
     E, A, B, alpha, beta = law["params"].values()
     for _ in range(draws):

@@ -44,8 +44,10 @@ def read_lines(path):
     try:
         with unpacked(path, "rt", newline="", encoding="utf-8-sig") as f:
             return f.readlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Mistake(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise Mistake(f"{path} is a folder, and not that of a run: give a CSV, a .jsonl or a run") from None
     except UnicodeDecodeError:
         raise Mistake(f"{path} is not text in UTF-8; save it as UTF-8, or give a CSV or .jsonl") from None
 

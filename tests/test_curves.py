@@ -8,50 +8,12 @@ import math
 
 import numpy as np
 import pytest
+from laws_cases import CASES, CURVES, FIT, lr_curve, make_curves, run, with_losses
 
 import laws
-from curves import LAWS, Curve, annealing, curve_errors, multi_power, read_curve, read_lrs, schedule_bound
-from fitting import evaluate
-from laws import predict
+from laws import LAWS, Curve, annealing, curve_errors, evaluate, predict, schedule_bound
+from laws.files import read_curve, read_lrs
 
-
-def lr_curve(kind, total=300, warmup=20, peak=3e-3):
-    """Learning rates of steps 0 .. total: linear warmup, then constant, cosine to 10%, a step down, or a cooldown."""
-    step = np.arange(total + 1)
-    lrs = peak * np.minimum(1, step / warmup)
-    x = np.clip((step - warmup) / (total - warmup), 0, 1)
-    if kind == "cosine":
-        lrs = np.where(step > warmup, peak * (0.55 + 0.45 * np.cos(np.pi * x)), lrs)
-    if kind == "drop":
-        lrs = np.where(step >= 0.4 * total, 0.3 * peak, lrs)
-    if kind == "cooldown":
-        lrs = np.minimum(lrs, peak * (total - step) / (0.2 * total))
-    return lrs
-
-
-def make_curves(*kinds):
-    steps = np.arange(30, 301, 15)
-    return [Curve(lr_curve(kind), steps, np.ones(len(steps))) for kind in kinds]
-
-
-def with_losses(curves, losses):
-    parts = np.split(losses, np.cumsum([len(curve.steps) for curve in curves])[:-1])
-    return [curve._replace(losses=part) for curve, part in zip(curves, parts, strict=True)]
-
-
-CURVES = make_curves("cosine", "constant", "drop")
-CASES = {
-    "annealing": ({"L0": 3.0, "A": 0.5, "alpha": 0.5, "C": 4.0}, CURVES, {"lam": 0.95, "warmup": "ramp"}),
-    "multi_power": (
-        {"L0": 3.0, "A": 0.5, "alpha": 0.5, "B": 360.0, "C": 2.0, "beta": 0.58, "gamma": 0.64},
-        CURVES,
-        {"merge": 0},
-    ),
-}
-FIT = {
-    "annealing": lambda x, y, **k: annealing(with_losses(x, y), lam=0.95, **k),
-    "multi_power": lambda x, y, **k: multi_power(with_losses(x, y), **k),
-}
 # Luo et al. 2025, 25M model (thu-yao-01-luo/MultiPowerLaw @ 8da9f19): the published fit, and some points of two curves
 PUBLISHED = {
     "L0": 3.04045406,
@@ -189,11 +151,6 @@ def test_api_mistakes_are_value_errors():
     ):
         with pytest.raises(ValueError, match=word):
             call()
-
-
-def run(capsys, *args):
-    assert laws.main([str(a) for a in args]) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
 
 
 def test_log_jsonl_as_points_and_as_curve(tmp_path, capsys):

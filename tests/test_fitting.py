@@ -1,21 +1,27 @@
 """Every law: recovered exactly without noise, and within its 95% intervals in 90 of 100 sets with 1% noise.
 
-Then the optimizer, the bootstrap and the reader of tables by themselves.
+Then the optimizer and the bootstrap by themselves.
 """
 
 import math
 
 import numpy as np
 import pytest
-import test_curves
-import test_laws
+from laws_cases import CASES, FIT
 from scipy import optimize
 
-from fitting import DELTA, bootstrap, evaluate, huber, minimize_huber, quantiles, residual_scale, to_params, to_theta
 from laws import LAWS, asymptote, chinchilla
-
-CASES = test_laws.CASES | test_curves.CASES  # law: true parameters, inputs, settings
-FIT = test_laws.FIT | test_curves.FIT
+from laws.fitting import (
+    DELTA,
+    bootstrap,
+    evaluate,
+    huber,
+    minimize_huber,
+    quantiles,
+    residual_scale,
+    to_params,
+    to_theta,
+)
 
 
 @pytest.mark.parametrize("name", CASES)

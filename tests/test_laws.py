@@ -7,43 +7,28 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import HERE
+from laws_cases import CASES, LENGTHS, SIZES, run, status
 
 import laws
-from fitting import evaluate, read_rows
-from laws import LAWS, asymptote, chinchilla, diagonal, downstream, isoflop, optimum, overtraining, predict, speedup
-
-SIZES, LENGTHS = (a.ravel() for a in np.meshgrid(np.geomspace(5e7, 5e9, 6), np.geomspace(1e9, 1e11, 6)))
-
-
-OVER = np.repeat(np.geomspace(1e7, 1e9, 5), 4)
-# law: true parameters, inputs, settings
-CASES = {
-    "chinchilla": (
-        {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},
-        {"N": SIZES, "D": LENGTHS},
-        {},
-    ),
-    "overtraining": (
-        {"E": 1.51, "a": 141.0, "b": 190.0, "eta": 0.121},
-        {"N": OVER, "D": OVER * np.tile([10, 40, 160, 640], 5)},
-        {},
-    ),
-    "asymptote": ({"C": 3.43, "A": 0.5, "b": 0.6}, {"x": np.geomspace(0.1, 10, 12)}, {}),
-    "downstream": ({"epsilon": 0.85, "k": 2.08, "gamma": 0.756}, {"loss": np.linspace(2.3, 6, 12)}, {}),
-    "diagonal": ({"slope": 0.99, "intercept": 0.23}, {"perplexity": np.linspace(15, 40, 12)}, {}),
-}
-FIT = {
-    "chinchilla": lambda x, y, **k: chinchilla(x["N"], x["D"], y, **k),
-    "overtraining": lambda x, y, **k: overtraining(x["N"], x["D"], y, **k),
-    "asymptote": lambda x, y, **k: asymptote(x["x"], y, **k),
-    "downstream": lambda x, y, **k: downstream(x["loss"], y, **k),
-    "diagonal": lambda x, y, **k: diagonal(np.log(x["perplexity"]), np.log(y), **k),
-}
-
+from laws import (
+    LAWS,
+    asymptote,
+    chinchilla,
+    diagonal,
+    downstream,
+    evaluate,
+    isoflop,
+    optimum,
+    overtraining,
+    predict,
+    speedup,
+)
+from laws.files import meets
+from tables import read_rows
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Published numbers
@@ -231,11 +216,6 @@ def results(tmp_path):
     return path
 
 
-def run(capsys, *args):
-    assert laws.main([str(a) for a in args]) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
 def test_results_csv_to_law_to_prediction(results, tmp_path, capsys):
     out = json.loads(run(capsys, "chinchilla", results, "--where=schedule=wsd", "--draws=20", "--json"))
     assert out["params"] == pytest.approx(CASES["chinchilla"][0], rel=1e-6) and out["n_points"] == 36
@@ -325,7 +305,7 @@ GOOD = "params,tokens,loss\n1e7,1e8,5\n1e7,1e9,4.5\n1e8,1e8,4\n1e8,1e9,3.5\n1e9,
 def test_bad_tables_end_in_one_line(change, flags, word, tmp_path, capsys):
     path = tmp_path / "points.csv"
     path.write_text(change(GOOD))
-    assert laws.main(["chinchilla", str(path), *flags]) == 1
+    assert status("chinchilla", path, *flags) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: ") and error.count("\n") == 1 and word in error, error
 
@@ -361,12 +341,12 @@ def test_other_mistakes_end_in_one_line(tmp_path, capsys):
         (["schedule_bound", "0:1,x:0"], "0:1,x:0"),
         (["schedule_bound", good], "a.csv"),
     ):
-        status = laws.main([str(a) for a in args])
+        ended = status(*args)
         out, error = capsys.readouterr()
         if "--pair=1e7,1e8" in args:  # two good pairs: 2 points for 2 parameters, and no mistake
-            assert status == 0
+            assert ended == 0
             continue
-        assert status == 1 and error.startswith("error: ") and error.count("\n") == 1 and word in error, (args, error)
+        assert ended == 1 and error.startswith("error: ") and error.count("\n") == 1 and word in error, (args, error)
 
 
 def test_tables_as_spreadsheets_write_them(tmp_path):
@@ -385,11 +365,11 @@ def test_tables_as_spreadsheets_write_them(tmp_path):
 def test_where_picks_rows():
     row = {"schedule": "wsd", "loss": "3.5", "empty": ""}
     for condition in ("loss=3.50", "loss<4", "loss>3", "schedule=wsd", "schedule!=cosine", "empty=", "loss!=3"):
-        assert laws.meets(row, condition, "")
+        assert meets(row, condition, "")
     for condition in ("loss=3", "loss<3.5", "loss>3.5", "schedule=cosine", "schedule!=wsd", "empty>0", "empty<9"):
-        assert not laws.meets(row, condition, "")
+        assert not meets(row, condition, "")
     with pytest.raises(ValueError, match="column=value"):
-        laws.meets(row, "loss", "")
+        meets(row, "loss", "")
 
 
 def test_a_published_law_predicts_what_it_can(tmp_path, capsys):
@@ -408,7 +388,7 @@ def test_a_published_law_predicts_what_it_can(tmp_path, capsys):
         ({"A": "x"}, ["--C=1e21"], "law.json"),
     ):
         law.write_text(json.dumps({"law": "chinchilla", "params": params | change}))
-        assert laws.main(["predict", str(law), *flags]) == 1
+        assert status("predict", law, *flags) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and word in error, error
 
@@ -431,8 +411,8 @@ def test_api_mistakes_are_value_errors():
 
 
 def test_as_a_script():
-    script = Path(laws.__file__)
-    done = subprocess.run([sys.executable, script, "chinchilla", "none.csv"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "laws"]
+    done = subprocess.run([*command, "chinchilla", "none.csv"], cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "none.csv" in done.stderr
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    done = subprocess.run([*command, "--help"], cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0 and "multi_power" in done.stdout

@@ -1,9 +1,9 @@
-"""What all laws share: one optimizer, one bootstrap, one reader of tables. Imported by curves.py and laws.py."""
+"""What all laws share: what a law is and what a fit, one optimizer, one bootstrap.
 
-import csv
-import json
+S stands for laws tried side by side (starts, or draws of the bootstrap), n for points, P for parameters.
+"""
+
 import math
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +12,10 @@ from scipy.stats import t as student_t
 
 LEVEL = 0.95  # of every interval
 DELTA = 1e-3  # Huber's delta on log losses, Hoffmann et al.: residuals beyond 0.1% count by their size, not its square
+
+
+class Mistake(ValueError):
+    """A mistake of whoever calls, found by a check: its text is one line that says what was given and what would do."""
 
 
 class Fit(NamedTuple):
@@ -31,6 +35,8 @@ class Fit(NamedTuple):
 
 
 class Law(NamedTuple):
+    """A law in the form that `fit_law` fits. theta holds its parameters, some as logarithms."""
+
     name: str
     names: tuple  # parameters, in the order of theta
     logs: tuple  # those that theta holds as logarithms, and that are therefore positive
@@ -111,7 +117,7 @@ def search(predict, starts, target, delta):
     order = np.argsort(cost)[:32]
     theta, cost = minimize_huber(predict, theta[order], target, delta)
     if not np.isfinite(cost.min()):
-        raise ValueError("no start leads to a finite objective; check the units of the columns")
+        raise Mistake("no start leads to a finite objective; check the units of the columns")
     return theta[cost.argmin()], cost.min(), starts[order[cost.argmin()]]
 
 
@@ -154,10 +160,11 @@ def fit_law(law, inputs, measured, delta, draws, seed, block=1, settings=None, r
     `block`: how many points in a row share their noise. `ranges` of the inputs, unless these are columns.
     """
     n, n_params, settings = len(measured), len(law.names), law.settings | (settings or {})
+    check_draws(draws, seed)
+    if not delta > 0:
+        raise Mistake(f"delta={delta} must be positive; inf means least squares")
     if n < n_params:
-        raise ValueError(f"{law.name} has {n_params} parameters ({', '.join(law.names)}) but {n} points; add runs")
-    if draws < 0 or 0 < draws < 10 or not delta > 0:
-        raise ValueError(f"draws={draws} must be 0 (no intervals) or at least 10, and delta={delta} positive")
+        raise Mistake(f"{law.name} has {n_params} parameters ({', '.join(law.names)}) but {n} points; add runs")
     target = np.log(measured) if law.on_logs else measured
 
     def predictor(settings):
@@ -178,6 +185,13 @@ def fit_law(law, inputs, measured, delta, draws, seed, block=1, settings=None, r
     unseen = [name for name, size in zip(law.names, abs(jac[0]).max(0), strict=True) if size < 1e-9 * abs(jac).max()]
     params, many = to_params(law, theta), [to_params(law, x) for x in thetas]
     return describe(law.name, params, objective, value[0] - target, many, settings, ranges or spans(**inputs), unseen)
+
+
+def check_draws(draws, seed):
+    if draws < 0 or 0 < draws < 10:
+        raise Mistake(f"draws={draws} must be 0 (no intervals) or at least 10")
+    if seed < 0:
+        raise Mistake(f"seed={seed} must be 0 or more")
 
 
 def residual_scale(law, value, jac):
@@ -203,70 +217,14 @@ def quantiles(values):
 
 
 def spans(**columns):
+    """{name: (lowest, highest)} of columns."""
     return {name: (float(np.min(x)), float(np.max(x))) for name, x in columns.items()}
 
 
 def linear_start(measured, *columns):
     """Least-squares coefficients of columns (n,), each at least so large that its term reaches 0.1% of the values."""
+    if not np.isfinite(columns).all():
+        raise Mistake("powers of the inputs are beyond all numbers; check the units of the columns")
     sizes = np.array([max(abs(column).max(), 1e-300) for column in columns])
     coefficients = np.linalg.lstsq(np.stack(columns, 1) / sizes, measured, rcond=None)[0]
     return np.maximum(coefficients, 1e-3 * measured.min()) / sizes
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tables
-
-
-def read_rows(path):
-    """Rows of a CSV (comma, semicolon or tab) or of JSON lines (.jsonl) -> [(where, dict)], `where` for messages.
-
-    ValueError for what csv.DictReader lets pass: a name twice in the header, more cells than the header has.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:  # a spreadsheet's byte-order mark goes
-            lines = f.readlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; give a CSV or .jsonl") from None
-    if str(path).endswith(".jsonl"):
-        return [(f"{path} line {i}", json_object(line, path, i, len(lines))) for i, line in enumerate(lines, 1)]
-    header = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), restval="", skipinitialspace=True)
-    names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    for name in names:
-        if name and names.count(name) > 1:
-            raise ValueError(f"{path}: column {name!r} stands twice in the header; rename one")
-    rows = []
-    for row in reader:
-        if None in row:
-            raise ValueError(f"{path} line {reader.line_num}: more cells than the header has; a comma in a number?")
-        if any(row.values()):  # spreadsheets write empty rows
-            rows.append((f"{path} line {reader.line_num}", row))
-    return rows
-
-
-def json_object(line, path, i, n):
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        hint = "; if a crash cut it off, delete it" if i == n else ""
-        raise ValueError(f"{path} line {i} is not a JSON object{hint}") from None
-
-
-def text_in(row, column, where):
-    if column not in row:
-        raise ValueError(f"{where}: no column {column!r}; there are {', '.join(map(str, row))}")
-    return row[column]
-
-
-def number_in(row, column, where):
-    """The number in a column, or in a product and quotient of columns and numbers such as batch*steps/2."""
-    parts = [column] if column in row else re.split(r"([*/])", column)
-    value = 1.0
-    for operator, part in zip(["*", *parts[1::2]], parts[::2], strict=True):
-        literal = re.fullmatch(r"[\d.]+(e[+-]?\d+)?", part)
-        text = part if literal and part not in row else text_in(row, part, where)
-        try:
-            value = value * float(text) if operator == "*" else value / float(text)
-        except (TypeError, ValueError, ZeroDivisionError):
-            raise ValueError(f"{where}: {part} is {text!r}; it must be a number such as 1234.5") from None
-    return value

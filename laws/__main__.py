@@ -1,0 +1,302 @@
+"""The command line of the laws: a subcommand for each, and predict. `python -m laws --help` prints laws/__init__.py."""
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+import config
+import laws
+from tables import print_table
+
+from .curves import LAWS as CURVE_LAWS
+from .files import read_curve, read_fit, read_lrs, read_points, refuse_twice, to_json
+from .final import checked
+from .fitting import Mistake, quantiles
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Commands: each returns what --json prints, and what is printed without it, as texts and as tables (lists of dicts)
+
+
+def given(args, *names):
+    """Those of the flags that were given, as keyword arguments: for the others the function's own defaults hold."""
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def final_command(args):
+    points, _ = read_points(args.files, {name: getattr(args, name) for name in args.columns}, args.where)
+    fit = args.function(**points, **given(args, "delta", "noise", "draws", "seed"))
+    out, shown = fit._asdict(), show_fit(fit)
+    if fit.law == "chinchilla":
+        value, *draws = (p["beta"] / (p["alpha"] + p["beta"]) for p in (fit.params, *fit.draws))
+        low, high = quantiles(draws) if draws else (-math.inf, math.inf)
+        out["N_opt_exponent"] = [value, low, high]
+        shown.append(f"N_opt goes with C^{value:.3f} [{low:.3f}, {high:.3f}], D_opt with the rest of the exponent")
+    if args.plot:
+        laws.plot(fit, points, args.plot)
+    return out, shown
+
+
+def diagonal_command(args):
+    loss_x, loss_y = pairs(args)
+    fit = laws.diagonal(loss_x, loss_y, **given(args, "delta", "draws", "seed"))
+    if args.plot:
+        laws.plot(fit, {"perplexity": np.exp(loss_x), "perplexity_y": np.exp(loss_y)}, args.plot)
+    return fit._asdict(), show_fit(fit)
+
+
+def pairs(args):
+    """Losses x and y, (pairs,) each, of the runs that agree in --match and have one and the other value of --by."""
+    match, pair = args.match.split(","), args.pair.split(",")
+    points, texts = read_points(args.files, {"loss": args.loss}, args.where, (args.by, *match))
+    losses = {label: {} for label in pair}  # label -> {what agrees: loss}
+    for label, loss, *key in zip(texts[args.by], points["loss"], *(texts[name] for name in match), strict=True):
+        if label in losses and losses[label].setdefault(tuple(key), loss) != loss:
+            raise Mistake(f"two runs have {args.by}={label}, {args.match}={','.join(key)}: narrow with --where")
+    shared = sorted(set.intersection(*map(set, losses.values())))
+    if len(losses) != 2 or not shared:
+        there = ", ".join(sorted(set(texts[args.by])))
+        raise Mistake(f"--pair={args.pair} has no pairs; of {args.by} there are {there}")
+    return [np.array([losses[label][key] for key in shared]) for label in pair]
+
+
+def speedup_command(args):
+    points, texts = read_points(args.files, {"D": args.D, "loss": args.loss}, args.where, (args.by,))
+    by = texts[args.by]
+    fit, rows = laws.speedup(**points, by=by, baseline=args.baseline, **given(args, "draws", "seed"))
+    if args.plot:
+        base = by == args.baseline
+        laws.plot(fit, {"x": points["D"][base], "loss": points["loss"][base]}, args.plot)
+    shown = []
+    for row in rows:
+        ratios = {name: f"{row[name]:.3f}" for name in ("speedup", "low", "high")}
+        shown.append({args.by: row["by"], "tokens": row["D"], "loss": row["loss"]} | ratios)
+    return {"baseline": fit._asdict(), "speedups": rows}, [*show_fit(fit), shown]
+
+
+def curves_command(args):
+    refuse_twice(args.files)
+    curves = [measured_curve(args, path) for path in args.files]
+    fit = args.function(curves, **given(args, "lam", "warmup", "delta", "draws", "seed"))
+    if args.plot:
+        laws.plot(fit, curves, args.plot)
+    errors, shown = held_out(args, fit)
+    return fit._asdict() | {"tests": errors}, show_fit(fit) + shown
+
+
+def measured_curve(args, path):
+    return read_curve(path, **given(args, "loss", "lr", "warmup_steps"))
+
+
+def held_out(args, fit):
+    """Errors on the curves of --test, with their mean if there are several: {path: errors}, and a table."""
+    paths = args.test or []
+    refuse_twice(paths)
+    errors = {path: laws.curve_errors(fit, measured_curve(args, path)) for path in paths}
+    if len(errors) > 1:
+        names = errors[paths[0]]
+        errors["mean"] = {name: np.mean([error[name] for error in errors.values()]) for name in names}
+    return errors, [[{"test": path} | error for path, error in errors.items()]] if errors else []
+
+
+def bound_command(args):
+    out = []
+    for text in args.files:
+        _, bound, scale = laws.schedule_bound(read_lrs(text, args.warmup_steps)[1:])
+        out.append({"schedule": text, "bound": bound, "scale": scale})
+    out = sorted(out, key=lambda row: row["bound"])
+    out = [row | {"ratio": row["bound"] / out[0]["bound"]} for row in out]
+    return {"schedules": out}, [f"{row['ratio']:.4f} x best  {row['schedule']}" for row in out]
+
+
+def show_fit(fit):
+    """Parameters, intervals and settings."""
+    rows = []
+    for name, value in fit.params.items():
+        low, high = fit.intervals[name]
+        note = "not identified: wider than half the value" if name in fit.unidentified else ""
+        rows.append({fit.law: name, "value": f"{value:.6g}", "95% from": f"{low:.4g}", "to": f"{high:.4g}", "": note})
+    settings = {"points": fit.n_points, "objective": f"{fit.objective:.8g}", "scatter": f"{fit.scatter:.3g}"}
+    settings |= {name: value for name, value in fit.settings.items() if name not in ("minima", "merge")}
+    return [rows, ", ".join(f"{name} {value}" for name, value in settings.items())]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Predictions
+
+INPUTS = {
+    "chinchilla": ["N", "D"], "overtraining": ["N", "D"], "isoflop": ["C"],
+    "asymptote": ["x"], "downstream": ["loss"], "diagonal": ["perplexity"],
+}  # fmt: skip
+
+
+def predict_command(args):
+    fit = read_fit(args.file)
+    is_curve = fit.law in CURVE_LAWS
+    known = ["lr", "warmup_steps", "every", "test"] if is_curve else list(INPUTS[fit.law])
+    if is_curve and args.test:
+        known = ["lr", "warmup_steps", "loss", "test"]  # the columns to test on
+    if fit.law == "chinchilla":
+        known.append("C")
+    for name in given(args, "N", "D", "C", "x", "loss", "perplexity", "lr", "warmup_steps", "every", "test"):
+        if name not in known:
+            raise Mistake(f"{args.file} is a law of kind {fit.law}: here it has no --{name}, but --{' --'.join(known)}")
+    if args.test:
+        return held_out(args, fit)
+    inputs, shown = planned_curve(fit, args) if is_curve else planned_points(fit, args)
+    notes = laws.beyond(fit, shown)
+    value, low, high = laws.predict(fit, inputs, **given(args, "seed"))
+    columns = shown | {"predicted": value, "low": low, "high": high}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return {"law": fit.law} | columns | {"beyond": notes}, [rows, *notes]
+
+
+def planned_points(fit, args):
+    """Inputs for the law from the flags of predict, twice: for the law, and to show."""
+    names, values = INPUTS[fit.law], given(args, "N", "D", "C", "x", "loss", "perplexity")
+    for name, text in values.items():
+        try:
+            values[name] = [float(x) for x in text.split(",")]
+        except ValueError:
+            raise Mistake(f"--{name}={text} must be a number, or numbers a,b,c") from None
+    if fit.law == "chinchilla" and "C" in values:
+        if len(values) > 1:
+            raise Mistake("give --N and --D, or --C for the best of both, not all")
+        values["N"], values["D"], _ = laws.optimum(fit.params, *checked(C=values["C"]))
+    if any(name not in values for name in names):
+        raise Mistake(f"a law of kind {fit.law} needs {' and '.join(f'--{name}' for name in names)}")
+    inputs = dict(zip(names, checked(**{name: values[name] for name in names}), strict=True))
+    return inputs, inputs
+
+
+def planned_curve(fit, args):
+    """The curve that --lr plans, without its losses, for the law; its steps and learning rates to show."""
+    if args.lr is None:
+        raise Mistake(f"a law of kind {fit.law} needs --lr, knots step:lr or a file with step and lr, or --test")
+    if args.every is not None and args.every < 1:
+        raise Mistake(f"--every={args.every} must be 1 or more steps")
+    lrs = read_lrs(args.lr, args.warmup_steps)
+    first, last = max(1, int(np.argmax(lrs))), len(lrs) - 1
+    steps = np.unique([*range(first, last, args.every or math.ceil(last / 200)), last])
+    return [laws.Curve(lrs, steps, np.ones(len(steps)))], {"step": steps, "lr": lrs[steps]}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flags
+
+COLUMNS = {  # argument of a law: what it is, and the usual names of its column, of which the first that is there counts
+    "N": ("parameters", "params", "n_params"),
+    "D": ("tokens", "tokens"),
+    "C": ("training FLOPs", "flops"),
+    "x": ("what grows", "tokens"),
+    "loss": ("final loss in nats", "final_val_loss", "val_loss", "loss"),
+    "error": ("mean error of the tasks", "error"),
+}
+
+
+def add_command(commands, function, run, *parents):
+    """A subcommand named and described as the function, with the flags of its parents."""
+    text = function.__doc__
+    summary = text.splitlines()[0].replace("%", "%%")
+    command = commands.add_parser(function.__name__, help=summary, description=text, parents=parents)
+    command.set_defaults(run=run, function=function)
+    return command
+
+
+def add_columns(command, *names):
+    """Flags that say which columns hold a law's arguments, and which rows count."""
+    for name in names:
+        meaning, *usual = COLUMNS[name]
+        text = f"{meaning}: a column, or an expression such as steps*batch (default: {' or '.join(usual)})"
+        command.add_argument(f"--{name}", metavar="COLUMN", default=usual, help=text)
+    text = "COLUMN=VALUE, or with != < >: only such rows; may be repeated"
+    command.add_argument("--where", action="append", default=[], metavar="CONDITION", help=text)
+    command.set_defaults(columns=names)
+
+
+def picture(text):
+    if Path(text).suffix not in (".png", ".svg", ".pdf") or not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} must end in .png, .svg or .pdf, and its folder must be there")
+    return text
+
+
+def shared_flags():
+    """Parsers of flags that commands have in common: (of all, of all fits, --delta of most fits, of loss curves)."""
+    everywhere, fits, delta, curves = (config.Parser(add_help=False) for _ in range(4))
+    everywhere.add_argument("--json", action="store_true", help="print one JSON object")
+    fits.add_argument("files", nargs="+", help="CSV, .jsonl, or folders of runs")
+    fits.add_argument("--draws", type=int, help="bootstrap fits, 0 for no intervals (default: 400; multi_power: 100)")
+    fits.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
+    fits.add_argument("--plot", type=picture, metavar="FILE", help="draw points, fit, 95%% band and residuals")
+    delta.add_argument("--delta", type=float, help="of Huber's loss (default: 1e-3 on logs; else inf, least squares)")
+    curves.add_argument("--loss", help="column of the loss in nats (default: val_loss of logs, loss of a CSV)")
+    curves.add_argument("--lr", help="column of the learning rate (default: lr); to predict: knots step:lr, or a file")
+    curves.add_argument("--warmup_steps", type=int, help="linear warmup from 0, before a file's first row")
+    text = "curves to predict, to tell the errors; may be repeated"
+    curves.add_argument("--test", type=lambda text: text.split(","), action="extend", metavar="FILE,...", help=text)
+    return everywhere, fits, delta, curves
+
+
+def make_parser():
+    parser = config.Parser(prog="python -m laws", description=laws.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    everywhere, fits, delta, curves = shared_flags()
+    parents = (everywhere, fits, delta)
+
+    add_columns(add_command(commands, laws.chinchilla, final_command, *parents), "N", "D", "loss")
+    add_columns(add_command(commands, laws.overtraining, final_command, *parents), "N", "D", "loss")
+    add_columns(add_command(commands, laws.asymptote, final_command, *parents), "x", "loss")
+    add_columns(add_command(commands, laws.downstream, final_command, *parents), "loss", "error")
+    law = add_command(commands, laws.isoflop, final_command, everywhere, fits)
+    add_columns(law, "C", "N", "loss")
+    law.add_argument("--noise", type=float, help="standard deviation of ln loss (default: from third differences)")
+
+    law = add_command(commands, laws.diagonal, diagonal_command, *parents)
+    add_columns(law, "loss")
+    law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
+    law.add_argument("--pair", required=True, metavar="X,Y", help="two values of --by")
+    law.add_argument("--match", required=True, metavar="COLUMN,...", help="what the runs of a pair share")
+    law = add_command(commands, laws.speedup, speedup_command, everywhere, fits)
+    add_columns(law, "D", "loss")
+    law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
+    law.add_argument("--baseline", required=True, metavar="VALUE", help="the method to compare with")
+
+    law = add_command(commands, laws.annealing, curves_command, *parents, curves)
+    law.add_argument("--lam", type=float, help="decay of the momentum in S2 (default: 0.999)")
+    law.add_argument("--warmup", help="ramp or peak: how S1 counts the warmup (default: ramp)")
+    add_command(commands, laws.multi_power, curves_command, *parents, curves)
+    bound = add_command(commands, laws.schedule_bound, bound_command, everywhere)
+    bound.add_argument("files", nargs="+", help="knots step:lr (0:0,300:1e-3,10000:0), or files with step and lr")
+    bound.add_argument("--warmup_steps", type=int, help="linear warmup from 0, before a file's first row")
+
+    plan = add_command(commands, laws.predict, predict_command, everywhere, curves)
+    plan.add_argument("file", help='what --json printed, or a published law: {"law": "chinchilla", "params": {...}}')
+    for name in ("N", "D", "C", "x"):
+        plan.add_argument(f"--{name}", metavar="VALUE,...", help=f"{COLUMNS[name][0]}")
+    plan.add_argument("--perplexity", metavar="VALUE,...", help="perplexity x of a diagonal law")
+    plan.add_argument("--every", type=int, help="steps between predicted points (default: 200 points)")
+    plan.add_argument("--seed", type=int, help="of the scatter of single runs (default: 0)")
+    return parser
+
+
+def run(argv=None):
+    args = make_parser().parse_args(argv)
+    out, shown = args.run(args)
+    if args.json:
+        shown = [json.dumps(to_json(out))]
+    for part in shown:
+        if isinstance(part, str):
+            print(part)
+        else:
+            print_table(part, lambda cell: f"{cell:.5g}" if isinstance(cell, float) else str(cell))
+
+
+def main(argv=None):
+    config.main(lambda: run(argv), (config.Mistake, Mistake, csv.Error))  # csv.Error: what is read as a CSV is none
+
+
+if __name__ == "__main__":
+    main()

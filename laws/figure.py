@@ -1,0 +1,77 @@
+"""A fit as a picture: points, the law with its 95% band, and the residuals below."""
+
+import numpy as np
+
+from .curves import LAWS as CURVE_LAWS
+from .final import LAWS, predict
+from .fitting import evaluate
+
+X_LABELS = {
+    "N": "parameters", "D": "tokens", "C": "training FLOPs", "loss": "loss (nats)", "perplexity": "perplexity x",
+}  # fmt: skip
+Y_LABELS = {"downstream": "error", "isoflop": "best number of parameters", "diagonal": "perplexity y"}
+
+
+def plot(fit, points, path):
+    """Draw a fit into a file; `points` as the law was given them: columns, the measured one last, or curves.
+
+    Of diagonal they are "perplexity" (x) and what stands against it. The band is of the law; single runs scatter more.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 1), layout="constrained")
+    drawn = views(fit, points)
+    for i, view in enumerate(drawn):
+        color = plt.get_cmap("viridis")(0.85 * i / max(1, len(drawn) - 1))
+        draw(fit, view, color, top, bottom)
+    name = drawn[0]["name"]
+    top.set(ylabel=Y_LABELS.get(fit.law, "loss (nats)"), yscale="log" if fit.law == "isoflop" else "linear")
+    bottom.set(xlabel=X_LABELS.get(name, name), ylabel="measured / fit - 1 (%)")
+    bottom.axhline(0, color="gray", lw=0.8)
+    if name in ("D", "C", "x"):
+        bottom.set_xscale("log")
+    title = f"{fit.law}: {fit.n_points} points, scatter {fit.scatter:.2g}; band: 95% of the law"
+    if 1 < len(drawn) <= 12:
+        top.legend(fontsize=8)
+    elif len(drawn) > 12:
+        title += f"\ncolour: {drawn[0]['label']} (dark) to {drawn[-1]['label']}"
+    top.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw(fit, view, color, top, bottom):
+    """Draw the points and the law of a view, and its residuals below."""
+    style = {"ls": "", "color": color, "marker": "o", "ms": 4 if len(view["x"]) < 60 else 1.5}
+    value, low, high = predict(fit._replace(scatter=0.0), view["along"])
+    top.plot(view["x"], view["measured"], **style)
+    top.plot(view["line"], value, color=color, lw=1, label=view["label"])
+    if fit.draws:
+        top.fill_between(view["line"], low, high, color=color, alpha=0.2, lw=0)
+    fitted = evaluate(LAWS[fit.law], fit.params, view["at"], fit.settings)
+    bottom.plot(view["x"], 100 * (view["measured"] / fitted - 1), **style)
+
+
+def views(fit, points):
+    """What to draw, one dict per model size or curve: x and measured, the law's inputs `at` x and `along` the line."""
+    if fit.law in CURVE_LAWS:
+        shared = [{"name": "step", "x": c.steps, "measured": c.losses, "at": [c], "along": [c]} for c in points]
+        return [view | {"line": view["x"], "label": f"curve {i + 1}"} for i, view in enumerate(shared)]
+    if fit.law == "isoflop":
+        points = dict(zip(("C", "N"), np.transpose(fit.settings["minima"]), strict=True))
+    *names, measured = points
+    name = names[-1]  # the x axis; the others are one value per view
+    sizes = np.zeros(len(points[measured]))
+    if "N" in names:
+        sizes = np.array([float(f"{size:.3g}") for size in points["N"]])
+    out = []
+    for size in np.unique(sizes):
+        at = {other: points[other][sizes == size] for other in names}
+        line = np.geomspace(at[name].min(), at[name].max(), 100)
+        along = {other: np.full(100, values.mean()) for other, values in at.items()} | {name: line}
+        view = {"name": name, "x": at[name], "measured": points[measured][sizes == size], "at": at, "along": along}
+        out.append(view | {"line": line, "label": f"N = {size:.3g}" if size else None})
+    return out
