@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import inspect
 import json
 import math
 from pathlib import Path
@@ -73,13 +74,13 @@ def speedup_command(args):
     shown = []
     for row in rows:
         ratios = {name: f"{row[name]:.3f}" for name in ("speedup", "low", "high")}
-        shown.append({args.by: row["by"], "tokens": row["D"], "loss": row["loss"]} | ratios)
+        shown.append({args.by: row["by"], "tokens": row["D"], "loss": f"{row['loss']:.4f}"} | ratios)
     return {"baseline": fit._asdict(), "speedups": rows}, [*show_fit(fit), shown]
 
 
 def curves_command(args):
     refuse_twice(args.files)
-    curves = [measured_curve(args, path) for path in args.files]
+    curves = [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in args.files]
     fit = args.function(curves, **given(args, "lam", "warmup", "delta", "draws", "seed"))
     if args.plot:
         laws.plot(fit, curves, args.plot)
@@ -87,15 +88,12 @@ def curves_command(args):
     return fit._asdict() | {"tests": errors}, show_fit(fit) + shown
 
 
-def measured_curve(args, path):
-    return read_curve(path, **given(args, "loss", "lr", "warmup_steps"))
-
-
 def held_out(args, fit):
     """Errors on the curves of --test, with their mean if there are several: {path: errors}, and a table."""
     paths = args.test or []
     refuse_twice(paths)
-    errors = {path: laws.curve_errors(fit, measured_curve(args, path)) for path in paths}
+    curves = [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in paths]
+    errors = {path: laws.curve_errors(fit, curve) for path, curve in zip(paths, curves, strict=True)}
     if len(errors) > 1:
         names = errors[paths[0]]
         errors["mean"] = {name: np.mean([error[name] for error in errors.values()]) for name in names}
@@ -136,18 +134,17 @@ INPUTS = {
 def predict_command(args):
     fit = read_fit(args.file)
     is_curve = fit.law in CURVE_LAWS
-    known = ["lr", "warmup_steps", "every", "test"] if is_curve else list(INPUTS[fit.law])
-    if is_curve and args.test:
-        known = ["lr", "warmup_steps", "loss", "test"]  # the columns to test on
-    if fit.law == "chinchilla":
-        known.append("C")
+    known = [*INPUTS[fit.law], "C"] if fit.law == "chinchilla" else INPUTS.get(fit.law)
+    if is_curve:  # --loss is the column to test on
+        known = ["lr", "warmup_steps", "test", "loss" if args.test else "every"]
     for name in given(args, "N", "D", "C", "x", "loss", "perplexity", "lr", "warmup_steps", "every", "test"):
         if name not in known:
             raise Mistake(f"{args.file} is a law of kind {fit.law}: here it has no --{name}, but --{' --'.join(known)}")
     if args.test:
         return held_out(args, fit)
     inputs, shown = planned_curve(fit, args) if is_curve else planned_points(fit, args)
-    notes = laws.beyond(fit, shown)
+    reach = {name: np.max(values) for name, values in shown.items()} if is_curve else shown  # its last step, its peak
+    notes = laws.beyond(fit, reach)
     value, low, high = laws.predict(fit, inputs, **given(args, "seed"))
     columns = shown | {"predicted": value, "low": low, "high": high}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -199,7 +196,7 @@ COLUMNS = {  # argument of a law: what it is, and the usual names of its column,
 
 def add_command(commands, function, run, *parents):
     """A subcommand named and described as the function, with the flags of its parents."""
-    text = function.__doc__
+    text = inspect.getdoc(function)
     summary = text.splitlines()[0].replace("%", "%%")
     command = commands.add_parser(function.__name__, help=summary, description=text, parents=parents)
     command.set_defaults(run=run, function=function)
@@ -211,7 +208,7 @@ def add_columns(command, *names):
     for name in names:
         meaning, *usual = COLUMNS[name]
         text = f"{meaning}: a column, or an expression such as steps*batch (default: {' or '.join(usual)})"
-        command.add_argument(f"--{name}", metavar="COLUMN", default=usual, help=text)
+        command.add_argument(f"--{name}", metavar="COLUMN", type=lambda column: [column], default=usual, help=text)
     text = "COLUMN=VALUE, or with != < >: only such rows; may be repeated"
     command.add_argument("--where", action="append", default=[], metavar="CONDITION", help=text)
     command.set_defaults(columns=names)
@@ -232,7 +229,9 @@ def shared_flags():
     fits.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
     fits.add_argument("--plot", type=picture, metavar="FILE", help="draw points, fit, 95%% band and residuals")
     delta.add_argument("--delta", type=float, help="of Huber's loss (default: 1e-3 on logs; else inf, least squares)")
-    curves.add_argument("--loss", help="column of the loss in nats (default: val_loss of logs, loss of a CSV)")
+    curves.add_argument(
+        "--loss", help="column of the loss (default: val_loss of logs, loss of a CSV); to predict: nats"
+    )
     curves.add_argument("--lr", help="column of the learning rate (default: lr); to predict: knots step:lr, or a file")
     curves.add_argument("--warmup_steps", type=int, help="linear warmup from 0, before a file's first row")
     text = "curves to predict, to tell the errors; may be repeated"

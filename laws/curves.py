@@ -66,8 +66,10 @@ def annealing(curves, lam=0.999, warmup="ramp", delta=DELTA, draws=400, seed=0) 
     1 - lam. A law within one model, batch size and peak learning rate: over several peaks C can turn negative, and it
     always prefers the higher one.
     """
-    if warmup not in ("ramp", "peak") or not 0 <= lam < 1:
-        raise Mistake(f"warmup={warmup!r} must be 'ramp' or 'peak', and lam={lam} between 0 and 1")
+    if warmup not in ("ramp", "peak"):
+        raise Mistake(f"warmup={warmup!r} must be 'ramp' or 'peak'")
+    if not 0 <= lam < 1:
+        raise Mistake(f"lam={lam} must be at least 0 and below 1")
     return fit_curves(LAWS["annealing"], curves, delta, draws, seed, {"lam": lam, "warmup": warmup})
 
 

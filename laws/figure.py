@@ -63,7 +63,7 @@ def views(fit, points):
     if fit.law == "isoflop":
         points = dict(zip(("C", "N"), np.transpose(fit.settings["minima"]), strict=True))
     *names, measured = points
-    name = names[-1]  # the x axis; the others are one value per view
+    name = names[-1]  # the x axis; of the other input a view has one value
     sizes = np.zeros(len(points[measured]))
     if "N" in names:
         sizes = np.array([float(f"{size:.3g}") for size in points["N"]])

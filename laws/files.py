@@ -43,6 +43,10 @@ def text_in(row, column, where):
     return row[column]
 
 
+def label_in(row, columns, where):
+    return "/".join(str(text_in(row, column, where)) for column in columns.split(","))
+
+
 def number_in(row, column, where):
     """The number in a column, or in a product and quotient of columns and numbers such as batch*steps/2."""
     parts = [column] if column in row else re.split(r"([*/])", column)
@@ -54,6 +58,13 @@ def number_in(row, column, where):
             value = value * float(text) if operator == "*" else value / float(text)
         except (TypeError, ValueError, ZeroDivisionError):
             raise Mistake(f"{where}: {part} is {text!r}; it must be a number such as 1234.5") from None
+    return value
+
+
+def positive_in(row, column, where):
+    value = number_in(row, column, where)
+    if not 0 < value < math.inf:  # nan, too
+        raise Mistake(f"{where}: {column} is {value:g}; it must be positive and finite")
     return value
 
 
@@ -79,34 +90,22 @@ def meets(row, condition, where):
 def read_points(paths, columns, conditions=(), labels=()):
     """Read numbers and labels from the rows that meet all conditions -> ({name: array}, {label: array of text}).
 
-    columns     {name: a column or an expression, or a list of columns of which the first that is there counts};
-                what they hold must be positive
+    columns     {name: [column or expression, ...]}: the first that is there counts, and must be positive
     conditions  as `meets` has them
     labels      names of columns; a,b joins two as a/b
     Of a log only the lines with the loss count, after step 0: the evaluations of a run.
     """
     refuse_twice(paths)
-    files = {path: read_rows(path) for path in paths}
-    there = {column for rows in files.values() for _, row in rows for column in row}
-    for name, usual in columns.items():
-        if not isinstance(usual, str):
-            columns = columns | {name: next((column for column in usual if column in there), usual[0])}
-    points, texts = {name: [] for name in columns}, {label: [] for label in labels}
-    for path, rows in files.items():
-        if is_log(path):
-            rows = [(where, row) for where, row in rows if columns["loss"] in row and row.get("step") != 0]
-        for where, row in rows:
-            if all(meets(row, condition, where) for condition in conditions):
-                for name, column in columns.items():
-                    points[name].append(number_in(row, column, where))
-                    if not 0 < points[name][-1] < math.inf:  # nan, too
-                        raise Mistake(f"{where}: {column} is {points[name][-1]:g}; it must be positive and finite")
-                for label in texts:
-                    texts[label].append("/".join(str(text_in(row, part, where)) for part in label.split(",")))
-    if not points["loss"]:
-        wanted = " and ".join([repr(columns["loss"]), *conditions])
-        raise Mistake(f"{', '.join(paths)}: no rows with {wanted}")
-    return tuple({name: np.array(values) for name, values in read.items()} for read in (points, texts))
+    rows = [(is_log(path), where, row) for path in paths for where, row in read_rows(path)]
+    there = {column for *_, row in rows for column in row}
+    columns = {name: next((c for c in usual if c in there), usual[0]) for name, usual in columns.items()}
+    loss = columns["loss"]
+    rows = [(where, row) for log, where, row in rows if not log or (loss in row and row.get("step") != 0)]
+    rows = [(where, row) for where, row in rows if all(meets(row, condition, where) for condition in conditions)]
+    if not rows:
+        raise Mistake(f"{', '.join(paths)}: no rows with {' and '.join([repr(loss), *conditions])}")
+    points = {name: np.array([positive_in(row, c, where) for where, row in rows]) for name, c in columns.items()}
+    return points, {label: np.array([label_in(row, label, where) for where, row in rows]) for label in labels}
 
 
 # ----------------------------------------------------------------------------------------------------------------------

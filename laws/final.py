@@ -19,9 +19,6 @@ from .fitting import (  # isort: skip
     DELTA, Fit, Law, Mistake, check_draws, describe, evaluate, fit_law, linear_start, quantiles, spans, to_theta,
 )  # fmt: skip
 
-# ----------------------------------------------------------------------------------------------------------------------
-# What laws have in common
-
 
 def checked(distinct=None, **columns):
     """Give the columns back as float arrays; Mistake unless they have one length and hold positive finite numbers.
@@ -58,10 +55,6 @@ def power_starts(features, measured):
         powers = np.exp(exponent * features[:, :, -1])  # (n, J)
         starts.append([*np.log(linear_start(measured, *powers.T)), exponent])
     return np.array(starts)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Laws
 
 
 def chinchilla_terms(inputs, settings):

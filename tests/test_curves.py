@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import HERE
 from laws_cases import CASES, CURVES, FIT, lr_curve, make_curves, run, with_losses
 
 import laws
@@ -210,6 +211,34 @@ def test_no_learning_rate_before_the_first_update():
     # S1 and S2 begin at 0, and the first update's rate is a rise
     assert read_lrs("0:1,4:1").tolist() == [0, 1, 1, 1, 1]
     assert read_lrs("2:1,4:0", warmup_steps=0).tolist() == [0, 1, 1, 0.5, 0]
+
+
+def test_logs_kept_in_results_and_several_tests(capsys):
+    demo, fit = HERE / "results/demo", {}
+    for log in ("", "/log.jsonl"):
+        runs = [f"{demo}/constant_total-steps1980{log}", f"{demo}/wsd_total-steps1980_1-sqrt{log}"]
+        tests = (
+            f"{demo}/onecycle_total-steps660{log},{demo}/onecycle_total-steps1320{log}",
+            f"{demo}/onecycle_total-steps1980",
+        )
+        out = run(capsys, "annealing", *runs, "--draws=0", "--json", *(f"--test={paths}" for paths in tests))
+        fit[log] = json.loads(out)
+        assert list(fit[log]["tests"]) == [*",".join(tests).split(","), "mean"]
+        maes = [errors["mae"] for errors in fit[log]["tests"].values()]
+        assert maes[3] == pytest.approx(sum(maes[:3]) / 3)
+    assert fit[""]["params"] == fit["/log.jsonl"]["params"] and fit[""]["n_points"] == 64
+    packed = (f"{demo}/logs.jsonl.gz", "--where=run=constant_total-steps1980")
+    assert json.loads(run(capsys, "asymptote", *packed, "--draws=0", "--json"))["n_points"] == 33  # not that of step 0
+
+
+def test_a_planned_curve_is_judged_by_its_length_and_peak(tmp_path, capsys):
+    law = tmp_path / "law.json"
+    ranges = {"step": [200, 300], "lr": [1e-3, 1e-3]}
+    law.write_text(json.dumps({"law": "annealing", "params": CASES["annealing"][0], "ranges": ranges}))
+    told = json.loads(run(capsys, "predict", law, "--lr=0:0,20:1e-3,240:1e-3,300:0", "--json"))
+    assert told["beyond"] == []  # though it begins at step 1, and ends at lr 0
+    told = json.loads(run(capsys, "predict", law, "--lr=0:0,20:2e-3,600:0", "--json"))
+    assert told["beyond"] == ["lr = 0.002 is 2 times the largest fitted", "step = 600 is 2 times the largest fitted"]
 
 
 def test_schedule_bound_command_ranks(capsys, tmp_path):

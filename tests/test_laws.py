@@ -416,3 +416,64 @@ def test_as_a_script():
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "none.csv" in done.stderr
     done = subprocess.run([*command, "--help"], cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0 and "multi_power" in done.stdout
+
+
+def test_the_same_file_twice_is_refused(tmp_path, capsys):
+    path = tmp_path / "points.csv"
+    path.write_text(GOOD)
+    (tmp_path / "run").mkdir()
+    log, kept = tmp_path / "run" / "log.jsonl", HERE / "results/demo/constant_total-steps1980"
+    log.write_text('{"step": 1, "lr": 1}\n')
+    for args in (
+        ["chinchilla", path, tmp_path / "run" / ".." / "points.csv"],
+        ["annealing", log, log.parent],
+        ["annealing", kept, kept / "log.jsonl"],
+    ):
+        assert status(*args) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "give it once" in error, error
+
+
+def test_odd_numbers_end_in_one_line(tmp_path, capsys):
+    names = ("points.csv", "iso.csv", "law.json", "curves.json")
+    points, iso, law, curves = (tmp_path / name for name in names)
+    points.write_text(GOOD)
+    np.savetxt(iso, np.stack(isoflop_data(0.002), 1), delimiter=",", header="flops,params,loss", comments="")
+    law.write_text(json.dumps({"law": "chinchilla", "params": CASES["chinchilla"][0]}))
+    curves.write_text(json.dumps({"law": "annealing", "params": CASES["annealing"][0]}))
+    for args, word in (
+        (["chinchilla", points, "--draws=-10"], "draws=-10"),
+        (["chinchilla", points, "--draws=10.5"], "10.5"),
+        (["chinchilla", points, "--seed=-1"], "seed=-1"),
+        (["chinchilla", points, "--delta=nan"], "delta=nan"),
+        (["chinchilla", points, "--delta=-1"], "delta=-1"),
+        (["chinchilla", points, f"--plot={tmp_path}/none/fit.png"], "none/fit.png"),
+        (["chinchilla", points, "--plot=fit.csv"], "fit.csv"),
+        (["isoflop", iso, "--noise=-1"], "noise=-1"),
+        (["isoflop", iso, "--noise=inf"], "noise=inf"),
+        (["isoflop", iso, "--draws=3"], "draws=3"),
+        (["predict", law, "--N=nan", "--D=1"], "N of point 1 is nan"),
+        (["predict", law, "--N=1", "--D=-1"], "D of point 1 is -1"),
+        (["predict", law, "--C=0"], "C of point 1 is 0"),
+        (["predict", law, "--N=1", "--D=1", "--seed=-1"], "seed=-1"),
+        (["predict", curves, "--lr=0:0,9:1,20:0", "--every=0"], "--every=0"),
+        (["predict", curves, "--lr=0:0,9:1,20:0", "--every=1.5"], "1.5"),
+        (["predict", curves, "--lr=0:0,9:1,20:0", "--loss=x"], "no --loss"),
+        (["predict", curves, "--lr=0:0,9.5:1,20:0"], "9.5"),
+        (["predict", curves, "--lr=0:0,9:1,9:0"], "stands twice"),
+        (["predict", curves, "--lr=0:0,9:nan"], "finite"),
+        (["predict", curves, "--lr=0:0,9:-1"], "none negative"),
+        (["predict", curves, "--lr=0:0,9"], "'9'"),
+        (["predict", tmp_path, "--N=1"], "folder"),
+    ):
+        assert status(*args) == 1, args
+        out, error = capsys.readouterr()
+        assert out == "" and error.startswith("error: ") and error.count("\n") == 1 and word in error, (args, error)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    path = tmp_path / "points.csv"
+    path.write_text(GOOD)
+    monkeypatch.setattr(np.linalg, "solve", lambda *_: np.zeros(3) + np.zeros(2))
+    with pytest.raises(ValueError, match="broadcast"):
+        status("chinchilla", path)
