@@ -119,7 +119,11 @@ def show_fit(fit):
         rows.append({fit.law: name, "value": f"{value:.6g}", "95% from": f"{low:.4g}", "to": f"{high:.4g}", "": note})
     settings = {"points": fit.n_points, "objective": f"{fit.objective:.8g}", "scatter": f"{fit.scatter:.3g}"}
     settings |= {name: value for name, value in fit.settings.items() if name not in ("minima", "merge")}
-    return [rows, ", ".join(f"{name} {value}" for name, value in settings.items())]
+    return [rows, ", ".join(f"{name} {cell(value)}" for name, value in settings.items())]
+
+
+def cell(value):
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def run(argv=None):
         if isinstance(part, str):
             print(part)
         else:
-            print_table(part, lambda cell: f"{cell:.5g}" if isinstance(cell, float) else str(cell))
+            print_table(part, cell)
 
 
 def main(argv=None):
