@@ -49,7 +49,8 @@ from data import parse_mix, read_meta
 from model import Llama
 from parallel import autocast, use_bf16
 from planner import check_folder, disk, flops_per_step, options_of_result, plan, read_study, shape_of, trained
-from tables import AVERAGES, grouped, labels, read_results, settings
+from series import averaged, labels
+from tables import AVERAGES, grouped, print_table, read_results, settings
 from tracking import clock, is_locked, write_whole
 from train import Config, make_schedule
 
@@ -271,15 +272,17 @@ def print_results(rows):
     columns = settings(rows)
     groups = grouped(rows, columns)
     names = labels([dict(zip(columns, key, strict=True)) for key in groups])
-    losses = [loss for loss in AVERAGES if any(row.get(loss) is not None for row in rows)]
-    width = max(map(len, names))
-    print(f"\n{'':{width}}  runs" + "".join(f"{loss:>18}" for loss in losses))
+    heads = {loss: averaged(loss, rows) for loss in AVERAGES}
+    table = []
     for name, runs in zip(names, groups.values(), strict=True):
-        print(f"{name:{width}}{len(runs):>6}", end="")
-        for values in ([run[loss] for run in runs if run.get(loss) is not None] for loss in losses):
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            print(f"{f'{statistics.mean(values):.4f}{spread}' if values else '':>18}", end="")
-        print()
+        table.append({"run": name, "seeds": len(runs)})
+        for loss, head in heads.items():
+            values = [run[loss] for run in runs if run.get(loss) is not None]
+            if values:
+                spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+                table[-1][head] = f"{statistics.mean(values):.4f}{spread}"
+    print("\nvalidation loss at the end, nats per token: mean ± standard deviation over the seeds")
+    print_table(table)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Tables of runs: results.csv of studies, and the logs of runs, as rows; rows as lines, with means over seeds.
+"""Tables of runs: results.csv of studies, and the logs of runs, as rows; rows as text.
 
     python tables.py runs/demo results/demo        # keeps a study's results.csv and its logs, thinned: small to commit
 
     rows = read_results(["runs/demo"], only=["schedule=wsd"])      # dicts; numbers where there are numbers
-    lines = series(rows, x="total_steps", y="val_loss")            # mean and standard deviation over the seeds
+    training, evaluation, name = read_log("runs/demo/cosine")      # or "results/demo/cosine": the same, thinned
 
 A column that is neither a result nor a seed is a setting, and rows that differ in one are different runs.
 """
@@ -11,27 +11,26 @@ A column that is neither a result nor a seed is a setting, and rows that differ 
 import csv
 import functools
 import gzip
+import inspect
 import json
 import math
 import shutil
 import sys
+import zlib
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from config import Mistake, main
+import schedules
+from config import Mistake, Parser, main
 
 ARCHIVE = "logs.jsonl.gz"  # in the folder of a study's results: the logs of all its runs, thinned
-AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
-COSINES = ("cosine", "onecycle")  # onecycle is the paper's cosine
+SHAPE = inspect.signature(schedules.wsd).parameters["cooldown_shape"].default  # of a cooldown whose config names none
 
 # Columns of results.csv: text, results, seeds; all others are settings, and runs that differ in one are different runs
 TEXT = ("name", "schedule", "cooldown_shape", "dataset")
+AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
 RESULTS = ("flops", "flops_paid", "train_s", "train_s_paid", "train_loss", "window_steps", *AVERAGES)
 SEEDS = ("seed", "data_seed")
 ALWAYS = ("name", "schedule", "total_steps", "lr", "seed", "n_params", "tokens", *RESULTS[:4], "val_loss")
-CELL = ("dataset", "n_params", "n_layer", "n_embd", "total_steps", "tokens")  # what compared runs have in common
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -43,48 +42,77 @@ def read_lines(path):
     unpacked = gzip.open if str(path).endswith(".gz") else open
     try:
         with unpacked(path, "rt", newline="", encoding="utf-8-sig") as f:
-            return f.readlines()
+            lines = f.readlines()
     except (FileNotFoundError, NotADirectoryError):
         raise Mistake(f"{path}: no such file") from None
     except IsADirectoryError:
         raise Mistake(f"{path} is a folder, and not that of a run: give a CSV, a .jsonl or a run") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise Mistake(f"{path} is not a whole .gz file; copy it again") from None
     except UnicodeDecodeError:
-        raise Mistake(f"{path} is not text in UTF-8; save it as UTF-8, or give a CSV or .jsonl") from None
+        lines = ["\0"]
+    if any("\0" in line for line in lines):  # as in UTF-16
+        raise Mistake(f"{path} is not text in UTF-8; save it as UTF-8, or give a CSV or .jsonl")
+    return lines
 
 
 def read_rows(path):
     """Rows of a CSV (comma, semicolon or tab), or of JSON lines -> [(where, dict)], `where` for messages.
 
     path    .csv, .jsonl, the folder of a run, or that of a run whose log is kept in an archive: see `find_log`
-    Mistake for what csv.DictReader lets pass: a name twice in the header, more cells than the header has.
+    A last line of JSON that a crash cut off is passed over, and stderr says so. Mistake for what else is no row.
     """
     file, run = find_log(path) or (Path(path), None)
-    lines = read_lines(file)
-    if file.name.endswith((".jsonl", ".jsonl.gz")):
-        filled = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-        rows = [(f"{file} line {i}", json_object(line, file, i, len(lines))) for i, line in filled]
-        return [(where, row) for where, row in rows if run is None or row.pop("run", None) == run]
-    header = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count), restval="", skipinitialspace=True)
+    if run is not None:
+        return archived(file)[run]
+    return json_rows(file) if file.name.endswith((".jsonl", ".jsonl.gz")) else csv_rows(file)
+
+
+def csv_rows(file):
+    lines = [line if line.strip() else "\n" for line in read_lines(file)]
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    delimiter = max(",;\t", key="".join(lines[first : first + 1]).count)
+    reader = csv.DictReader(lines[first:], delimiter=delimiter, skipinitialspace=True)
     names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     for name in names:
         if name and names.count(name) > 1:
-            raise Mistake(f"{path}: column {name!r} stands twice in the header; rename one")
+            raise Mistake(f"{file}: column {name!r} stands twice in the header; rename one")
     rows = []
     for row in reader:
-        if None in row:
-            raise Mistake(f"{path} line {reader.line_num}: more cells than the header has; a comma in a number?")
+        where = f"{file} line {first + reader.line_num}"
+        if None in row:  # where DictReader puts what is too much
+            raise Mistake(f"{where}: more cells than the header has; a comma in a number?")
         if any(row.values()):  # spreadsheets write empty rows
-            rows.append((f"{path} line {reader.line_num}", row))
+            if None in row.values():
+                raise Mistake(f"{where}: fewer cells than the header has; is it whole?")
+            rows.append((where, row))
     return rows
 
 
-def json_object(line, path, i, n):
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        hint = "; if a crash cut it off, delete it" if i == n else ""
-        raise Mistake(f"{path} line {i} is not a JSON object{hint}") from None
+def json_rows(file):
+    rows = []
+    lines = [(f"{file} line {i}", line) for i, line in enumerate(read_lines(file), 1) if line.strip()]
+    for where, line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+            if where == lines[-1][0] and line.lstrip().startswith("{"):
+                print(f"{where} is cut off, and passed over", file=sys.stderr)
+                break
+        if not isinstance(row, dict):
+            raise Mistake(f"{where} is not a JSON object")
+        rows.append((where, row))
+    return rows
+
+
+@functools.cache
+def archived(archive):
+    """{run: its rows, as of `read_rows`} of an archive, in its order."""
+    runs = {}
+    for where, row in json_rows(archive):
+        runs.setdefault(row.pop("run", ""), []).append((where, row))
+    return runs
 
 
 def find_log(path):
@@ -101,21 +129,16 @@ def find_log(path):
     if not archive:
         return None
     run = path.relative_to(archive.parent).as_posix().removesuffix("/log.jsonl")
-    return (archive, run) if run in runs_in(archive) else None
-
-
-@functools.cache
-def runs_in(archive):
-    """Names of the runs whose lines an archive holds, in their order."""
-    return list(dict.fromkeys(json.loads(line)["run"] for line in read_lines(archive)))
+    return (archive, run) if run in archived(archive) else None
 
 
 def read_log(path):
     """(training lines, evaluation lines, name) of a run's folder, its log.jsonl, or of a run in an archive."""
-    if not find_log(path):
+    found = find_log(path)
+    if not found or ".jsonl" not in found[0].suffixes:
         raise Mistake(f"{path}: no log.jsonl there; give folders of runs, or their logs")
-    path, lines = Path(path), [row for _, row in read_rows(path)]
-    name = path.parent.name if path.name == "log.jsonl" else path.name.removesuffix(".jsonl")
+    path, lines = Path(path), [row for _, row in read_rows(path) if "step" in row]
+    name = path.absolute().parent.name if path.name == "log.jsonl" else path.name.removesuffix(".jsonl")
     training, evaluation = [x for x in lines if "train_loss" in x], [x for x in lines if "val_loss" in x]
     if not evaluation:
         raise Mistake(f"{path}: no val_loss in it; train with --eval_every above 0, or leave it out")
@@ -127,9 +150,30 @@ def find_runs(paths):
     found = []
     for path in map(Path, paths):
         inside = [] if (path / "log.jsonl").exists() else sorted(log.parent for log in path.glob("*/log.jsonl"))
-        kept = [path / run for run in runs_in(path / ARCHIVE)] if (path / ARCHIVE).is_file() else []
+        kept = [path / run for run in archived(path / ARCHIVE)] if (path / ARCHIVE).is_file() else []
         found += inside or kept or [path]
     return found
+
+
+def read_settings(path):
+    """{option: value} of a run, from its config.json or its row in the results.csv of its study; {} without either."""
+    path = Path(path)
+    folder = path.parent if path.name == "log.jsonl" else path
+    config = folder / "config.json"
+    if config.is_file():
+        text = "".join(read_lines(config))
+        try:
+            record = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise Mistake(f"{config} is not a JSON object; is it whole?") from None
+        if record.get("schedule") == "wsd" and not record.get("cooldown_shape"):
+            record["cooldown_shape"] = SHAPE
+        told = dict.fromkeys(["schedule", "cooldown_shape", "total_steps", "lr", *record.get("not_default", ())])
+        told.pop("init_from", None)  # the name of the run's folder says it better
+        return {option: record[option] for option in told if isinstance(record.get(option), str | int | float)}
+    study = next((p for p in folder.parents if (p / "results.csv").is_file()), None)
+    found = [row for row in read_table(study, ()) if study / row["name"] == folder] if study else []
+    return {column: found[0].get(column) for column in (*settings(found), *SEEDS)} if found else {}
 
 
 def read_cell(column, text, where):
@@ -152,20 +196,13 @@ def read_table(path, columns):
     file = path / "results.csv" if path.is_dir() else path
     if not file.is_file():
         raise Mistake(f"{path}: no results.csv there; study.py writes one")
-    with open(file, newline="") as f:
-        table = csv.DictReader(f)
-        missing = [c for c in (*ALWAYS, *columns) if c not in (table.fieldnames or ())]
-        if missing:
-            raise Mistake(f"{file}: no column {', '.join(missing)}; this figure needs what study.py writes")
-        rows = []
-        for row in table:
-            where = f"{file}, line {table.line_num}"
-            if None in row or None in row.values():
-                raise Mistake(f"{where}: not {len(table.fieldnames)} cells, as its header has; is it whole?")
-            rows.append({c: read_cell(c, text, where) for c, text in row.items()})
+    rows = read_rows(file)
     if not rows:
         raise Mistake(f"{file}: no run in it; let study.py finish one")
-    return rows
+    missing = [c for c in (*ALWAYS, *columns) if c not in rows[0][1]]
+    if missing:
+        raise Mistake(f"{file}: no column {', '.join(missing)}; this needs what study.py writes")
+    return [{c: read_cell(c, str(text), where) for c, text in row.items()} for where, row in rows]
 
 
 def read_results(paths, only=(), columns=(), all_runs=False):
@@ -198,16 +235,7 @@ def pick(rows, *names):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Runs -> lines: means and standard deviations over seeds
-
-
-class Line(NamedTuple):
-    label: str
-    x: list
-    mean: np.ndarray
-    std: np.ndarray  # of single runs; nan where there is only one
-    n: list  # seeds
-    row: dict  # one of its runs
+# Rows
 
 
 def settings(rows):
@@ -222,93 +250,6 @@ def grouped(rows, columns):
     for row in rows:
         groups.setdefault(tuple(row.get(c) for c in columns), []).append(row)
     return groups
-
-
-def at_best(rows, y, same):
-    """Of rows alike in the columns `same` those of lowest mean y, among the settings with the most seeds."""
-    rows, chosen = [row for row in rows if row.get(y) is not None], []
-    for alike in grouped(rows, same).values():
-        runs = grouped(alike, settings(alike)).values()
-        chosen += min(runs, key=lambda group: (-len(group), np.mean([row[y] for row in group])))
-    return chosen
-
-
-def at_best_lr(rows, y="val_loss"):
-    """Every run at the peak learning rate that turned out best for it."""
-    return at_best(rows, y, [c for c in settings(rows) if c != "lr"])
-
-
-def with_length(rows):
-    """The settings that follow from a run's length: tokens, and the cooldown's length in steps, or else as a share."""
-    steps, shares = ({row.get(c) for row in rows} for c in ("cooldown_steps", "cooldown_frac"))
-    return "total_steps", "tokens", "cooldown_frac" if len(steps) < len(shares) else "cooldown_steps"
-
-
-def in_words(column, value):
-    """A setting for a legend: 1.2M parameters, 300 steps, lr 0.001, 20 % cooldown, linear."""
-    if column == "n_params":
-        unit, letter = next((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "K"), (1, "")) if value >= u or u == 1)
-        return f"{value / unit:.3g}{letter} parameters"
-    if column in TEXT or not isinstance(value, float):
-        return str(value) if column in TEXT else f"{column} {value}"
-    if column == "tokens_per_param":
-        return f"{value:g} tokens a parameter"
-    if column == "cooldown_frac":
-        return f"{100 * value:.3g} % cooldown"
-    return f"{value:.0f} steps" if column == "total_steps" else f"{column} {value:g}"
-
-
-def labels(keys, name=None):
-    """Words for each of the {column: value}: the schedule, or `name`, and as many settings as tell it from the rest."""
-    first = ["schedule", "cooldown_shape", "cooldown_frac", "n_params", "total_steps", "lr"]
-    parts = [()] * len(keys)
-    for column in dict.fromkeys([*first, *(c for key in keys for c in key)]):
-        finer = [(*part, (column, key.get(column))) for part, key in zip(parts, keys, strict=True)]
-        if len(set(finer)) > len(set(parts)) or column == "schedule" and not name:
-            parts = finer
-    words = [[in_words(c, v) for c, v in part if v is not None] for part in parts]
-    return [", ".join([name] * bool(name) + w) for w in words]
-
-
-def series(rows, x, y="val_loss", name=None, ignore=()):
-    """Lines of y over the column x, one for all runs of equal settings but for x and those to `ignore`."""
-    rows = [row for row in rows if row.get(y) is not None]
-    columns = [c for c in settings(rows) if c not in (x, *ignore)]
-    groups = grouped(rows, columns)
-    names = labels([dict(zip(columns, key, strict=True)) for key in groups], name)
-    lines = []
-    for label, alike in zip(names, groups.values(), strict=True):
-        points = {at: runs for (at,), runs in sorted(grouped(alike, [x]).items())}
-        for one, *twins in (same for runs in points.values() for same in grouped(runs, SEEDS).values()):
-            if twins:
-                both = f"{one['name']} and {twins[0]['name']}"
-                raise Mistake(f"{both} have equal seed and settings, as far as the table says: leave one out")
-        values = [[run[y] for run in runs] for runs in points.values()]
-        std = [np.std(v, ddof=1) if len(v) > 1 else math.nan for v in values]
-        means = np.array([np.mean(v) for v in values])
-        lines.append(Line(label, list(points), means, np.array(std), [len(v) for v in values], alike[0]))
-    return sorted(lines, key=lambda line: [line.row[c] for c in ("n_params", "total_steps", "lr")])
-
-
-def front(points):
-    """The lower envelope of (x, y): the points with none at their left or below them that is as low."""
-    lowest = []
-    for x, y in sorted(points):
-        if not lowest or y < lowest[-1][1]:
-            lowest.append((x, y))
-    return lowest
-
-
-def paired(rows, cosines, y):
-    """(y, cosine loss) of rows and cosine rows of equal seed, size, data and length: an array (pairs, 2)."""
-    losses = {tuple(map(row.get, CELL + SEEDS)): row["val_loss"] for row in cosines}
-    pairs = [(row[y], losses.get(tuple(map(row.get, CELL + SEEDS)))) for row in rows]
-    return np.array([pair for pair in pairs if pair[1] is not None]).reshape(-1, 2)
-
-
-def mean_and_error(values):
-    """Mean and its standard error, nan for fewer than two."""
-    return np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -334,18 +275,28 @@ def print_table(rows, form=str):
 
 def keep(source, target, points=60):
     """Copy results.csv, and into one archive the evaluations and about `points` training lines of each log."""
-    source, target = Path(source), Path(target)
-    names = [row["name"] for row in read_table(source, ())]
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source / "results.csv", target)
-    kept = []
-    for name in names:
+    source, target, kept = Path(source), Path(target), []
+    if source.resolve() == target.resolve():
+        raise Mistake(f"{source} and {target} are one folder: keep it in another")
+    rows = read_table(source, ())
+    for name in (row["name"] for row in rows):
         training, evaluation, _ = read_log(source / name)
-        thinned = training[:: math.ceil(len(training) / points)] + training[-1:]
+        thinned = training[:: max(1, math.ceil(len(training) / points))] + training[-1:]
         lines = sorted(thinned + evaluation, key=lambda line: line["step"])
         kept += dict.fromkeys(json.dumps({"run": name} | line) + "\n" for line in lines)
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source / "results.csv", target)
     (target / ARCHIVE).write_bytes(gzip.compress("".join(kept).encode(), mtime=0))  # the same bytes every time
+    print(f"{target / 'results.csv'}: {len(rows)} runs\n{target / ARCHIVE}: {len(kept)} lines of their logs")
+
+
+def run(args=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("study", help="folder of a study that is trained, such as runs/demo")
+    parser.add_argument("target", help="folder to keep its results.csv and thinned logs in, such as results/demo")
+    args = parser.parse_args(args)
+    keep(args.study, args.target)
 
 
 if __name__ == "__main__":
-    main(lambda: keep(*sys.argv[1:]) if len(sys.argv) == 3 else print(__doc__))
+    main(run)

@@ -1,5 +1,6 @@
 """plot.py: the pictures are made, and hold what the logs and the tables of studies hold."""
 
+import json
 import math
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import HERE, row, seeds_of, write_log
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+import looks
 import plot
 import schedules
+import series
 import tables
 
 
@@ -61,9 +65,10 @@ def test_curves(tmp_path, monkeypatch, suffix, start):
     plot.run()
     assert out.read_bytes().startswith(start)
     assert drawn["a"] == ((5, 10), (4.5, 4.0))
-    assert drawn["a: window"] == ((5, 10), (3.5, 3.0)) and "b: window" not in drawn
+    assert drawn["a, window"] == ((5, 10), (3.5, 3.0)) and "b, window" not in drawn
     assert drawn["b"] == ((5, 10), (4.5, 3.5))  # from the last point that it shares
-    assert drawn[None] == ((9, 10), (1e-3, 5e-4))
+    x, y = drawn[None]
+    assert list(x) == [9, 10] and list(y) == [1e-3, 5e-4]
 
 
 def spy(function, drawn):
@@ -78,16 +83,65 @@ def test_curves_of_a_folder_of_runs(tmp_path, figure):
     write_log(tmp_path / "runs/b", 0.5)
     write_log(tmp_path / "runs/a")
     top, _ = figure("curves", str(tmp_path / "runs")).axes
-    assert list(lines_of(top)) == ["a", "a: window", "b"]
+    assert list(lines_of(top)) == ["a", "a, window", "b"]
 
 
-def test_curves_of_one_schedule_have_one_colour(tmp_path, figure):
-    for name in ("wsd_1", "wsd_2", "cosine_1"):
-        write_log(tmp_path / name, end=len(name) / 10)
-    top, bottom = figure("curves", *(str(tmp_path / name) for name in ("wsd_1", "wsd_2", "cosine_1"))).axes
-    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in top.get_lines()}
-    assert looks["wsd_1"][0] == looks["wsd_2"][0] != looks["cosine_1"][0]
-    assert len({marker for _, marker in looks.values()}) == 4  # three runs, and the dashes of an average
+def write_run(folder, end, **options):
+    """A run with a config.json beside its log; options that are not at their defaults are told in it."""
+    path = write_log(folder, end)
+    (folder / "config.json").write_text(json.dumps({"lr": 1e-3, **options, "not_default": [*options]}))
+    return path
+
+
+def test_curves_say_in_words_what_the_runs_are(tmp_path, figure):
+    runs = [write_run(tmp_path / "a", 0.0, schedule="constant", total_steps=2000, window_horizon=60)]
+    runs += [write_run(tmp_path / f"b{i}", 0.1 * i, schedule="wsd", total_steps=1000 * i) for i in (2, 1)]
+    runs += [write_run(tmp_path / "c", 0.3, schedule="onecycle", total_steps=2000, cooldown_shape=None)]
+    drawn = figure("curves", *runs)
+    steps = [line["step"] for line in tables.read_log(tmp_path / "a")[1]]
+    assert legend_of(drawn) == [
+        "constant, 2,000 steps",
+        "constant, window",
+        "cooldown, 1-sqrt, 2,000 steps",  # as given, for their logs are of one length
+        "cooldown, 1-sqrt, 1,000 steps",
+        "cosine (OneCycle), 2,000 steps",
+    ]
+    top, _ = drawn.axes
+    colors = {line.get_label(): line.get_color() for line in top.get_lines()}
+    assert colors["constant, 2,000 steps"] == looks.LOOKS["constant"][0]
+    assert colors["cosine (OneCycle), 2,000 steps"] == looks.LOOKS["cosine (OneCycle)"][0]
+    pale, dark = colors["cooldown, 1-sqrt, 2,000 steps"], colors["cooldown, 1-sqrt, 1,000 steps"]
+    assert dark == to_rgb(looks.LOOKS["cooldown, 1-sqrt"][0]) and min(pale) > min(dark)
+    assert steps == [0, 5, 10]
+
+
+def test_curves_of_an_archive_know_the_runs_from_the_table(tmp_path, table, figure):
+    rows = [row("onecycle", 3.0) | {"name": "x"}, row("cosine", 3.0) | {"name": "y"}, row("wsd", 3.0) | {"name": "z"}]
+    table(rows)
+    for i, r in enumerate(rows):
+        write_log(tmp_path / r["name"], i / 10)
+    tables.keep(tmp_path, tmp_path / "kept")
+    top, _ = figure("curves", *(str(tmp_path / "kept" / r["name"]) for r in rows)).axes
+    assert list(lines_of(top)) == ["cosine (OneCycle)", "cosine (OneCycle), window", "cosine", "cooldown, 1-sqrt"]
+
+
+def test_twins_are_told_apart_by_their_folders(tmp_path, figure):
+    runs = [write_run(tmp_path / name, i / 10, schedule="constant") for i, name in enumerate("ab")]
+    top, _ = figure("curves", *runs).axes
+    assert list(lines_of(top)) == ["constant (a)", "constant, window", "constant (b)"]
+
+
+def test_a_branch_shows_its_learning_rate_from_where_it_leaves(tmp_path, figure):
+    """Even if the two logs hold other steps, as thinned ones do."""
+    for name, steps, last in (("trunk", range(1, 11), 1e-3), ("branch", range(1, 11, 3), 2e-4)):
+        write_log(tmp_path / name, 0.5 * (name == "branch"))
+        log = tmp_path / name / "log.jsonl"
+        kept = [line for line in map(json.loads, log.read_text().splitlines()) if "val_loss" in line]
+        kept += [{"step": s, "train_loss": 1.0, "lr": min(s / 2, 1) * (last if s == 10 else 1e-3)} for s in steps]
+        log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    _, bottom = figure("curves", str(tmp_path / "trunk"), str(tmp_path / "branch")).axes
+    trunk, branch = bottom.get_lines()
+    assert len(trunk.get_xdata()) == 10 and list(branch.get_xdata()) == [7, 10]
 
 
 def test_same_svg_twice(tmp_path, table):
@@ -102,19 +156,19 @@ def test_schedules(figure):
     names = ["cosine", "wsd:linear", "wsd:cooldown_frac=0.5,cooldown_shape=1-square"]
     (axes,) = figure("schedules", *names, "--steps=100", "--warmup_steps=10", "--lr=0.002").axes
     lines = lines_of(axes)
-    assert list(lines) == names
-    x, y = lines["wsd:linear"]
+    assert list(lines) == ["cosine", "cooldown, linear", "cooldown, 1-square"]
+    x, y = lines["cooldown, linear"]
     assert x == list(range(101)) and y == [2e-3 * schedules.wsd(100, 10, cooldown_shape="linear")(k) for k in x]
     assert lines["cosine"][1] == [2e-3 * schedules.cosine(100, 10)(k) for k in x]
     given = {"cooldown_frac": 0.5, "cooldown_shape": "1-square"}
-    assert lines[names[2]][1] == [2e-3 * schedules.wsd(100, 10, **given)(k) for k in x]
+    assert lines["cooldown, 1-square"][1] == [2e-3 * schedules.wsd(100, 10, **given)(k) for k in x]
 
 
 @pytest.mark.parametrize(
     "name", [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3"]
 )
 def test_every_schedule_has_defaults(name):
-    assert plot.parse_schedule(name, 1000, 50)(60) > 0
+    assert plot.parse_schedule(name, 1000, 50)[0](60) > 0
 
 
 def test_interpolation(tmp_path, figure):
@@ -133,13 +187,12 @@ def test_lr(table, figure, capsys):
     drawn = figure("lr", table(rows))
     (axes,) = drawn.axes
     assert lines_of(axes) == {
-        "cosine (3 seeds)": ([1e-3, 2e-3], [3.2, 3.1]),
-        "wsd (3 seeds)": ([1e-3, 2e-3], [3.0, 3.4]),  # in order of x, not of the rows
+        "cosine": ([1e-3, 2e-3], [3.2, 3.1]),
+        "cooldown, 1-sqrt": ([1e-3, 2e-3], [3.0, 3.4]),  # in order of x, not of the rows
     }
-    band = next(c for c in axes.collections if hasattr(c, "get_data") or type(c).__name__.startswith("Fill"))
-    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(3.0)
-    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(3.3)  # 3.2 and a standard deviation of 0.1
-    assert "± 1 standard deviation" in drawn.legends[0].get_title().get_text()
+    bars = [bar for container in axes.containers for bar in container.lines[2][0].get_segments()]
+    assert [np.ptp(bar[:, 1]) for bar in bars] == pytest.approx([0.2] * 4)  # a standard deviation of 0.1 to each side
+    assert drawn.legends[0].get_title().get_text() == "mean over 3 seeds ± 1 standard deviation"
     assert points_of(axes)[-2:] == [([2e-3], [pytest.approx(3.1)]), ([1e-3], [pytest.approx(3.0)])]  # the rings
     assert "cosine: best of 2 at lr 0.002, loss 3.1000" in capsys.readouterr().out
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.001", "0.002"]
@@ -147,7 +200,7 @@ def test_lr(table, figure, capsys):
 
 
 def test_lr_of_several_sizes(table, figure, capsys):
-    """Lengths are told in tokens a parameter, which sizes have in common, and look the same in each panel."""
+    """Lengths are told in tokens per parameter, which sizes have in common, and look the same in each panel."""
     rows = []
     for size, steps in ((1_000_000, 100), (2_000_000, 200)):
         for n in (steps, 2 * steps):
@@ -157,23 +210,27 @@ def test_lr_of_several_sizes(table, figure, capsys):
     assert [axes.get_title() for axes in drawn.axes] == ["1M parameters", "2M parameters"]
     for axes in drawn.axes:
         expected = {10: ([1e-3, 2e-3], [3.0, 2.9]), 20: ([1e-3, 2e-3], [3.0, 2.8])}
-        assert lines_of(axes) == {f"wsd, {n} tokens a parameter (1 seed)": expected[n] for n in expected}
+        assert lines_of(axes) == {f"cooldown, 1-sqrt, {n} tokens per parameter": expected[n] for n in expected}
     assert len(legend_of(drawn)) == 2
-    assert "2M parameters, wsd, 20 tokens a parameter: best of 2 at lr 0.002, loss 2.8000" in capsys.readouterr().out
+    assert (
+        "2M parameters, cooldown, 1-sqrt, 20 tokens per parameter: best of 2 at lr 0.002, loss 2.8000"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_seed_that_diverged(table, figure, capsys):
     rows = seeds_of("wsd", 3.0) + seeds_of("wsd", 4.0, lr=2e-3)
     rows[5]["val_loss"] = "nan"  # of seed 2, which had 4.0
-    (axes,) = figure("lr", table(rows)).axes
-    assert lines_of(axes) == {"wsd (2 to 3 seeds)": ([1e-3, 2e-3], [3.0, 4.0])}
+    drawn = figure("lr", table(rows))
+    assert lines_of(drawn.axes[0]) == {"cooldown, 1-sqrt": ([1e-3, 2e-3], [3.0, 4.0])}
+    assert drawn.legends[0].get_title().get_text().startswith("mean over 2 to 3 seeds")
     assert rows[5]["name"] in capsys.readouterr().err
 
 
 def test_one_seed_has_no_spread(table):
     rows = tables.read_results([table([row("wsd", 3.0)])])
-    (line,) = tables.series(rows, "lr")
-    assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in plot.spread([line])
+    (line,) = series.lines(rows, "lr")
+    assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in looks.spread([line])
 
 
 def test_equal_runs_are_no_seeds(table):
@@ -186,7 +243,7 @@ def test_studies_are_joined_and_rows_chosen(table, figure):
     a = table(seeds_of("wsd", 3.0) + seeds_of("cosine", 3.1), "a.csv")
     b = table(seeds_of("wsd", 3.3, lr=2e-3), "b.csv")
     (axes,) = figure("lr", a, b, "--only", "schedule=wsd", "seed=0,1").axes
-    assert lines_of(axes) == {"wsd (2 seeds)": ([1e-3, 2e-3], [3.0, 3.3])}
+    assert lines_of(axes) == {"cooldown, 1-sqrt": ([1e-3, 2e-3], [3.0, 3.3])}
 
 
 def test_cooldown_length(table, figure):
@@ -197,14 +254,12 @@ def test_cooldown_length(table, figure):
     ]
     rows += seeds_of("cosine", 3.25) + seeds_of("cosine", 3.15, lr=2e-3)
     left, right = figure("cooldown_length", table(rows)).axes
-    best = "best cosine, 100 steps, lr 0.002 (3 seeds)"
+    assert [axes.get_title() for axes in (left, right)] == [f"1.2M parameters, {n} steps" for n in (100, 200)]
     assert lines_of(left) == {
-        "wsd, 100 steps (3 seeds)": ([0.1, 0.4], [3.3, 3.1]),
-        "wsd, 200 steps (3 seeds)": ([0.1], [2.9]),
-        best: ([0.1, 0.4], [3.15, 3.15]),
+        "cooldown, 1-sqrt": ([0.1, 0.4], [3.3, 3.1]),
+        "cosine": ([0.1, 0.4], [3.15, 3.15]),  # at the better of its peaks
     }
-    assert lines_of(right)["wsd, 100 steps (3 seeds)"] == ([10, 40], [3.3, 3.1])
-    assert lines_of(right)[best][0] == [10, 40]
+    assert lines_of(right) == {"cooldown, 1-sqrt": ([0.1], [2.9])}
 
 
 def test_cooldown_shape(table, figure):
@@ -218,8 +273,8 @@ def test_cooldown_shape(table, figure):
     assert shapes["linear"][1] == [1 - x for x in shapes["linear"][0]]
     assert shapes["1-square"][1] == [1 - x**2 for x in shapes["1-square"][0]]
     assert [tick.get_text() for tick in right.get_yticklabels()] == list(shapes)
-    ((means, at),) = lines_of(right).values()
-    assert dict(zip(at.expected, means, strict=True)) == pytest.approx({2: 0.2, 0: 0.0, 1: 0.1})
+    means, at = right.containers[0].lines[0].get_data()
+    assert dict(zip(at, means, strict=True)) == pytest.approx({2: 0.2, 0: 0.0, 1: 0.1})
     assert right.get_ylim() == (2.5, -0.5)  # the lowest on top
     spread = right.containers[0].lines[2][0].get_segments()[0]
     assert np.ptp(spread[:, 0]) == pytest.approx(0.04)
@@ -230,7 +285,8 @@ def test_averages(table, figure):
     for size in (1_200_000, 3_000_000):
         for n in (100, 200):
             loss = 4 - n / 100 - (size > 2e6) / 2
-            rows += [row("constant", loss, total_steps=n, n_params=size, val_loss_window=loss - 0.2)]
+            window = {"val_loss_window": loss - 0.2, "window_steps": 20 if size < 2e6 else 50}
+            rows += [row("constant", loss, total_steps=n, n_params=size, **window)]
             rows += [row("wsd", loss - 0.3, total_steps=n, n_params=size)]
             rows += [row("cosine", loss - 0.25, total_steps=n, n_params=size)]
             rows += [row("wsd", loss - (0.31 if n == 200 else 0.2), total_steps=n, n_params=size, lr=0.1)]
@@ -238,12 +294,12 @@ def test_averages(table, figure):
     small, large = drawn.axes
     assert [axes.get_title() for axes in drawn.axes] == ["1.2M parameters", "3M parameters"]
     assert lines_of(small) == {  # the second peak is better at 200 steps
-        "constant: weights as they are (1 seed)": ([100, 200], [3.0, 2.0]),
-        "constant: window (1 seed)": ([100, 200], [2.8, 1.8]),
-        "wsd (1 seed)": ([100, 200], [2.7, 1.69]),
-        "cosine (1 seed)": ([100, 200], [2.75, 1.75]),
+        "constant": ([100, 200], [3.0, 2.0]),
+        "constant, window of 20 to 50 steps": ([100, 200], [2.8, 1.8]),  # those of all sizes
+        "cooldown, 1-sqrt": ([100, 200], [2.7, 1.69]),
+        "cosine": ([100, 200], [2.75, 1.75]),
     }
-    assert lines_of(large)["wsd (1 seed)"] == ([100, 200], [2.2, 1.19])
+    assert lines_of(large)["cooldown, 1-sqrt"] == ([100, 200], [2.2, 1.19])
     assert len(legend_of(drawn)) == 4
 
 
@@ -251,7 +307,7 @@ def test_cooldowns_of_equal_steps_are_one_line(table, figure):
     rows = [row("constant", 3.0, total_steps=n) for n in (100, 200)]
     rows += [row("wsd", 2.9, total_steps=n, cooldown_steps=20, cooldown_frac=20 / n) for n in (100, 200)]
     (axes,) = figure("averages", table(rows)).axes
-    assert lines_of(axes)["wsd (1 seed)"] == ([100, 200], [2.9, 2.9])
+    assert lines_of(axes)["cooldown, 1-sqrt"] == ([100, 200], [2.9, 2.9])
 
 
 def test_envelope(tmp_path, table, figure):
@@ -261,10 +317,10 @@ def test_envelope(tmp_path, table, figure):
     (axes,) = drawn.axes
     points = points_of(axes)
     flops = [6 * n * steps * 64 for n, steps in ((1.2e6, 100), (3e6, 100))]
-    assert (flops, pytest.approx([3.5, 3.0])) in points  # without the one of 300 steps, which is no better
+    assert lines_of(axes)["cooldown, 1-sqrt"] == (flops, [3.5, 3.0])  # without the one of 300 steps, which is no better
     assert ([5e9, 1e10], [4.5, 4.0]) in points  # the run on its way; step 0 has no place on a logarithmic axis
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert legend_of(drawn) == ["1.2M parameters", "3M parameters", "wsd: lower envelope", "cosine: lower envelope"]
+    assert legend_of(drawn) == ["cooldown, 1-sqrt", "cosine", "1.2M parameters", "3M parameters"]
     assert sum(len(x) == 1 for x, _ in points) == 4  # the ends, seeds as one
     with pytest.raises(ValueError, match="no run of that name"):
         figure("envelope", table(rows[:3]), "--runs", str(tmp_path / "logged"))
@@ -279,32 +335,14 @@ def test_diagonal(table, figure, capsys):
         rows += [row("cosine", cosine + 1, seed, n)]  # not its best learning rate
     rows += [row("wsd", 2.0, 9)]  # of a seed that cosine has not
     (axes,) = figure("diagonal", table(rows)).axes
-    assert "wsd: cosine = 0.990 x +0.50" in lines_of(axes)
+    assert "cooldown, 1-sqrt: cosine = 0.990 x + 0.50" in lines_of(axes)
     mean, error = np.mean(differences), np.std(differences, ddof=1) / 2
-    told = f"its loss - cosine's {mean:+.4f} ± {error:.4f} nats (standard error, 4 pairs)"
+    told = f"its loss minus cosine's {mean:+.4f} ± {error:.4f} nats (standard error, 4 pairs)"
     assert told in capsys.readouterr().out and mean < 0
     x, y = next(data for data in points_of(axes) if len(data[0]) == 4)
     assert x == pytest.approx(np.exp([3.4, 3.3, 3.1, 2.9])) and y == pytest.approx(0.99 * np.array(x) + 0.5)
     span = lines_of(axes)["y = x: equal"]
     assert span[1] == span[0]
-
-
-def test_bars(table, figure):
-    rows = seeds_of("cosine", 3.5, val_loss_window=3.4) + seeds_of("cosine", 3.2, lr=2e-3, val_loss_window=3.3)
-    rows += seeds_of("wsd", 3.0) + seeds_of("wsd", 2.8, total_steps=200)
-    drawn = figure("bars", table(rows))
-    (axes,) = drawn.axes
-    heights = {c.get_label(): [bar.get_height() for bar in c] for c in axes.containers if hasattr(c, "patches")}
-    assert heights == {
-        "cosine (3 seeds)": pytest.approx([3.2]),
-        "cosine: window (3 seeds)": pytest.approx([3.3]),
-        "wsd (3 seeds)": pytest.approx([3.0, 2.8]),
-    }
-    errors = axes.containers[0].lines[2][0].get_segments()[0]
-    assert np.ptp(errors[:, 1]) == pytest.approx(0.2)
-    start = axes.get_ylim()[0]
-    assert start == pytest.approx(2.8 - 0.5 / 4) and f"axis from {start:.3g}, not 0" in axes.get_title()
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["100", "200"]
 
 
 def test_cost(table, figure, capsys):
@@ -315,15 +353,22 @@ def test_cost(table, figure, capsys):
     alone, shared = ([bar.get_height() for bar in bars] for bars in left.containers)
     small, large = 3 * 6 * 1.2e6 * 6400 / 1e11, 3 * 6 * 3e6 * 6400 / 1e11
     assert alone == pytest.approx([small, large, small + large]) and left.get_ylabel() == "training FLOPs (1e11)"
-    assert shared == pytest.approx([height / 4 for height in alone]) and left.get_title() == "shared: 25 % of alone"
+    assert shared == pytest.approx([height / 4 for height in alone]) and left.get_title() == "shared: 25% of alone"
     alone, shared = ([bar.get_height() for bar in bars] for bars in right.containers)
     assert (alone, shared) == (pytest.approx([3, 3, 6]), pytest.approx([1.5, 2, 3.5]))
-    assert "58.3 % of each run alone" in capsys.readouterr().out
+    assert "58.3% of each run alone" in capsys.readouterr().out
 
 
-def test_lines_differ_in_grey():
-    looks = [plot.style(i) for i in range(30)]
-    assert len({(look["marker"], str(look["linestyle"])) for look in looks}) == 30
+def test_a_schedule_looks_the_same_everywhere_and_lines_differ_in_grey():
+    kinds = [*looks.LOOKS, "a", "b", "c", "d", "e", "f"]
+    alone = looks.styles([(kind, kind) for kind in kinds])
+    assert len({(look["marker"], str(look["linestyle"])) for look in alone.values()}) == len(kinds)
+    assert len({look["color"] for look in alone.values()}) == len(kinds)
+    several = looks.styles([(kind, f"{kind} {n}") for n in range(3) for kind in kinds])
+    for kind in kinds:
+        first, _, last = (several[f"{kind} {n}"] for n in range(3))
+        assert last["color"] == to_rgb(alone[kind]["color"]) and last["linestyle"] == alone[kind]["linestyle"]
+        assert sum(first["color"]) > sum(last["color"]) and first["marker"] != last["marker"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -333,10 +378,10 @@ def test_lines_differ_in_grey():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda text: "", "no column name, schedule"),
+        (lambda text: "", "no run in it"),
         (lambda text: text.replace("val_loss,", "loss,"), "no column val_loss;"),
         (lambda text: text.splitlines()[0], "no run in it"),
-        (lambda text: text[:-40], "line 2: not .* cells"),
+        (lambda text: text[:-40], "line 2: fewer cells than the header"),
         (lambda text: text.replace(",0.001,", ",much,"), "line 2: lr='much' is not a number"),
         (lambda text: text.replace(",0.001,", ",,"), "line 2: lr is empty"),
         (lambda text: text.replace(",3.0,", ",nan,"), "no run has a finite val_loss"),
@@ -355,7 +400,6 @@ def test_bad_tables(tmp_path, table, change, message):
         (["lr", "nowhere.csv"], "nowhere.csv: no results.csv there"),
         (["cooldown_length", "TABLE"], "no run of schedule wsd among constant, cosine"),
         (["cooldown_shape", "TABLE"], "no run of schedule wsd"),
-        (["averages", "TABLE", "--only", "schedule=cosine"], "no run of schedule constant"),
         (["diagonal", "TABLE", "--only", "schedule=constant"], "no run of schedule cosine or onecycle"),
         (["diagonal", "TABLE"], "no cosine run has another of equal seed"),
         (["lr", "TABLE", "--only", "lr=1e-9"], "--only lr=1e-9: no run is left"),
@@ -364,8 +408,25 @@ def test_bad_tables(tmp_path, table, change, message):
         (["lr", "TABLE", "--out=figure.txt"], "--out=figure.txt: its suffix"),
         (["schedules", "sine"], "schedule='sine': choose one of"),
         (["schedules", "wsd:sine"], "cooldown_shape='sine': choose one of"),
+        (["schedules", "wsd:cooldown_steps=abc"], "cooldown_steps='abc': expected a whole number"),
+        (["schedules", "wsd:cooldown_steps=1.5"], "cooldown_steps=1.5: expected a whole number"),
+        (["schedules", "wsd:cooldown_steps=nan"], "cooldown_steps=nan: expected a whole number"),
+        (["schedules", "wsd:final_lr_frac=x"], "final_lr_frac='x': expected a number"),
+        (["schedules", "power:exponent=x"], "exponent='x': expected a negative number"),
+        (["schedules", "wsd:colour=1"], "takes no colour"),
+        (["schedules", "--steps=10"], "warmup_steps=50 is more than total_steps=10"),
+        (["schedules", "--steps=0"], "--steps: expected a whole number, at least 1, not '0'"),
+        (["schedules", "--steps=nan"], "--steps: expected a whole number"),
+        (["schedules", "--steps=10.5"], "--steps: expected a whole number"),
+        (["schedules", "--warmup_steps=-1"], "--warmup_steps: expected a whole number, at least 0"),
+        (["schedules", "--lr=-1"], "--lr: expected a number, at least 1e-12"),
+        (["schedules", "--lr=inf"], "--lr: expected a number"),
+        (["curves", "LOG", "--from_step=-1"], "--from_step: expected a whole number"),
+        (["schedules", "--colour"], "unrecognized arguments: --colour"),
+        (["lr", "TABLE", "--out=nowhere/figure.png"], "there is no folder nowhere"),
+        (["interpolation", "nowhere.json"], "nowhere.json: no such file"),
         (["interpolation", "TABLE"], "expected what evaluate.py --interpolate"),
-        (["curves", "TABLE"], "a line of it is not JSON"),
+        (["curves", "TABLE"], "no log.jsonl there"),
         (["curves", "LOG", "--from_step=11"], "nothing to draw"),
     ],
 )
@@ -376,6 +437,6 @@ def test_mistakes(tmp_path, table, arguments, message):
 
 
 def test_a_mistake_is_one_line(table):
-    command = [sys.executable, "plot.py", "averages", table([row("cosine", 3.0)])]
+    command = [sys.executable, "plot.py", "diagonal", table([row("constant", 3.0)])]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run of schedule")

@@ -222,10 +222,14 @@ def test_no_room_on_the_disk(tmp_path, data_dir, monkeypatch):
 
 
 def test_several_seeds_are_told_as_mean_and_deviation(capsys):
-    rows = [dict(name=f"a{s}", schedule="wsd", lr=1.0, seed=s, val_loss=1.0 + s, val_loss_ema=None) for s in (0, 1)]
-    study.print_results([*rows, dict(name="b", schedule="cosine", lr=1.0, seed=0, val_loss=3.0, val_loss_ema=2.0)])
-    table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["wsd", "2", "1.5000", "±", "0.7071"] in table and ["cosine", "1", "3.0000", "2.0000"] in table
+    rows = [dict(name=f"a{s}", schedule="wsd", lr=1.0, seed=s, val_loss=1.0 + s, val_loss_window=None) for s in (0, 1)]
+    rows.append(dict(name="b", schedule="onecycle", lr=1.0, seed=0, val_loss=3.0, val_loss_window=2.0, window_steps=60))
+    study.print_results(rows)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "run                seeds  weights as they are  window of 60 steps",
+        "cooldown               2      1.5000 ± 0.7071",
+        "cosine (OneCycle)      1               3.0000              2.0000",
+    ]
 
 
 def test_jobs_share_the_gpus(tmp_path, monkeypatch):
