@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo test test-long lint format
+.PHONY: demo figures test test-long lint format
 
 # One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
@@ -12,6 +12,23 @@ demo: .venv/installed
 	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
 	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
 	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
+
+# Every picture in results/, from the tables and logs beside it
+figures: .venv/installed
+	$(RUN) plot.py curves --from_step=120 --out=results/demo/curves.png results/demo/constant_total-steps1980 \
+		results/demo/onecycle_total-steps660 results/demo/wsd_total-steps660_1-sqrt \
+		results/demo/onecycle_total-steps1320 results/demo/wsd_total-steps1320_1-sqrt \
+		results/demo/onecycle_total-steps1980 results/demo/wsd_total-steps1980_1-sqrt
+	$(RUN) plot.py lr results/lr_sensitivity --out=results/lr_sensitivity/lr.png
+	$(RUN) plot.py cooldown_shape results/cooldown_shape --out=results/cooldown_shape/cooldown_shape.png
+	$(RUN) plot.py cooldown_length results/cooldown_length --out=results/cooldown_length/cooldown_length.png
+	$(RUN) plot.py lr results/ladder --only schedule=onecycle,wsd --out=results/ladder/lr.png
+	$(RUN) plot.py averages results/ladder --out=results/ladder/averages.png
+	$(RUN) plot.py envelope results/ladder --out=results/ladder/envelope.png
+	$(RUN) plot.py diagonal results/ladder --out=results/ladder/diagonal.png
+	$(RUN) plot.py cost results/ladder --out=results/ladder/cost.png
+	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
+		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
