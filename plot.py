@@ -256,38 +256,46 @@ def plot_envelope(args):
     return finish(figure, "Loss against training FLOPs", caption)
 
 
+def beside_cosines(rows, cosines, schedule, loss):
+    """[(kind, name, array of (its loss, cosine's))] for runs of a schedule, by what differs at one size and length."""
+    runs = series.at_best_lr([row for row in rows if row["schedule"] == schedule], loss)
+    cells = grouped(runs, series.CELL).values()  # what goes with a size or a length tells no runs apart
+    differ = [c for c in settings(runs) if any(len({run.get(c) for run in cell}) > 1 for cell in cells)]
+    columns = dict.fromkeys(["schedule", "cooldown_shape", *(c for c in differ if c != "lr")])
+    groups = grouped(runs, columns)
+    names = labels([dict(zip(columns, key, strict=True)) for key in groups])
+    found = []
+    for name, alike in zip(names, groups.values(), strict=True):
+        kind, name = (
+            (called(alike[0]), name) if loss == "val_loss" else (loss, f"{name}, {series.averaged(loss, alike)}")
+        )
+        found.append((kind, name, series.paired(alike, cosines, loss)))
+    return [one for one in found if len(one[2])]
+
+
 def plot_diagonal(args):
     """Cosine against cooldown and averages at equal size and length, in perplexity (Figure 12 right)."""
     rows = read_results(args.results, args.only)
     cosines = series.at_best(tables.pick(rows, *series.COSINES), "val_loss", series.CELL)
-    named, found = " and ".join({called(row): 0 for row in cosines}), []  # (kind, label, pairs of perplexities)
-    for schedule, y in (("wsd", "val_loss"), ("constant", "val_loss_window"), ("constant", "val_loss_ema")):
-        runs = series.at_best_lr([row for row in rows if row["schedule"] == schedule], y)
-        cells = grouped(runs, series.CELL).values()  # what goes with a size or a length tells no runs apart
-        columns = [c for c in settings(runs) if any(len({run.get(c) for run in cell}) > 1 for cell in cells)]
-        columns = ["schedule", "cooldown_shape", *(c for c in columns if c not in ("lr", "cooldown_shape"))]
-        groups = grouped(runs, columns)
-        names = labels([dict(zip(columns, key, strict=True)) for key in groups])
-        for name, alike in zip(names, groups.values(), strict=True):
-            pairs = series.paired(alike, cosines, y)
-            if not len(pairs):
-                continue
-            mean, error = series.mean_and_error(pairs[:, 0] - pairs[:, 1])
-            x, cosine = np.exp(pairs.T)
-            slope, intercept = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else (math.nan, math.nan)
-            name = name if y == "val_loss" else f"{name}, {series.averaged(y, alike)}"
-            label = f"{name}: cosine = {slope:.3f} x {'-' if intercept < 0 else '+'} {abs(intercept):.2f}"
-            print(f"{label}; its loss minus cosine's {mean:+.4f} ± {error:.4f} nats (standard error, {len(x)} pairs)")
-            found.append((called(alike[0]) if y == "val_loss" else y, label, x, cosine, slope * x + intercept))
+    named = " and ".join({called(row): 0 for row in cosines})
+    found = []
+    for schedule, loss in (("wsd", "val_loss"), ("constant", "val_loss_window"), ("constant", "val_loss_ema")):
+        found += beside_cosines(rows, cosines, schedule, loss)
     if not found:
         raise Mistake("no cosine run has another of equal seed, size, data and length; add such pairs to the study")
+    look = styles(found)
     figure, axes = plt.subplots(figsize=(6, 6.4))
-    look = styles([(kind, label) for kind, label, *_ in found])
-    for _, label, x, cosine, fitted in found:
-        axes.plot(x, cosine, **look[label] | {"linestyle": "", "mfc": "none"})
-        axes.plot(np.sort(x)[[0, -1]], np.sort(fitted)[[0, -1]], **look[label] | {"marker": ""})
-        axes.plot([], [], label=label, **look[label] | {"mfc": "none"})
-    every = np.concatenate([values for *_, x, cosine, _ in found for values in (x, cosine)])
+    for _, name, pairs in found:
+        mean, error = series.mean_and_error(pairs[:, 0] - pairs[:, 1])
+        x, cosine = np.exp(pairs.T)
+        slope, intercept = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else (math.nan, math.nan)
+        label = f"{name}: cosine = {slope:.3f} x {'-' if intercept < 0 else '+'} {abs(intercept):.2f}"
+        print(f"{label}; its loss minus cosine's {mean:+.4f} ± {error:.4f} nats (standard error, {len(x)} pairs)")
+        ends = np.array([x.min(), x.max()])
+        axes.plot(x, cosine, **look[name] | {"linestyle": "", "mfc": "none"})
+        axes.plot(ends, slope * ends + intercept, **look[name] | {"marker": ""})
+        axes.plot([], [], label=label, **look[name] | {"mfc": "none"})
+    every = np.exp(np.concatenate([pairs.ravel() for *_, pairs in found]))
     span = [every.min(), every.max()]
     axes.plot(span, span, color="0.6", lw=0.8, label="y = x: equal")
     axes.set(xlabel="perplexity x of the alternative", ylabel=f"perplexity of {named}", aspect="equal")
