@@ -92,7 +92,7 @@ def from_branch(points, seen):
 
 def rates_of(training, start):
     """[(step, lr)] of a branch that begins at step `start`, from where the learning rate leaves its trunk's on."""
-    rates = [(x["step"], x["lr"]) for x in training if x["step"] > start and "lr" in x]
+    rates = [(x["step"], x["lr"]) for x in training if x["step"] >= start and "lr" in x]
     leaves = next((i for i, (a, b) in enumerate(itertools.pairwise(rates)) if a[1] != b[1]), 0)
     return rates[leaves:] if start > 0 else rates
 

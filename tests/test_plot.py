@@ -18,6 +18,7 @@ import plot
 import schedules
 import series
 import tables
+from config import Mistake
 
 
 @pytest.fixture
@@ -165,7 +166,8 @@ def test_schedules(figure):
 
 
 @pytest.mark.parametrize(
-    "name", [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3"]
+    "name",
+    [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3", "wsd:cooldown_steps=2e2"],
 )
 def test_every_schedule_has_defaults(name):
     assert plot.parse_schedule(name, 1000, 50)[0](60) > 0
@@ -364,6 +366,7 @@ def test_a_schedule_looks_the_same_everywhere_and_lines_differ_in_grey():
     alone = looks.styles([(kind, kind) for kind in kinds])
     assert len({(look["marker"], str(look["linestyle"])) for look in alone.values()}) == len(kinds)
     assert len({look["color"] for look in alone.values()}) == len(kinds)
+    assert len({str(alone[kind]["linestyle"]) for kind in looks.LOOKS}) == len(looks.LOOKS)  # if markers say the length
     several = looks.styles([(kind, f"{kind} {n}") for n in range(3) for kind in kinds])
     for kind in kinds:
         first, _, last = (several[f"{kind} {n}"] for n in range(3))
@@ -432,7 +435,7 @@ def test_bad_tables(tmp_path, table, change, message):
 )
 def test_mistakes(tmp_path, table, arguments, message):
     given = {"TABLE": table([row("cosine", 3.0), row("constant", 3.1)]), "LOG": write_log(tmp_path / "log")}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(Mistake, match=message):
         plot.run([given.get(argument, argument) for argument in arguments])
 
 
