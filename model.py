@@ -36,6 +36,7 @@ class Shape:
     n_embd: int  # channels
     n_kv_head: int | None = None  # heads of keys and values, shared by several heads of queries; none: as many
     tied: bool = True  # one matrix for embedding and output head
+    qk_norm: bool = False  # RMSNorm of every head's queries and keys, without weights (Dehghani et al. 2023)
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.head_size % 2:
@@ -100,6 +101,7 @@ class Attention(nn.Module):
     def __init__(self, shape):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_size = shape.n_head, shape.kv_heads, shape.head_size
+        self.qk_norm = shape.qk_norm
         self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
 
@@ -107,6 +109,8 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 Hkv, T, C / H)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
+        if self.qk_norm:  # before or after the rotation is the same: it keeps lengths
+            q, k = (F.rms_norm(x, (self.head_size,), eps=NORM_EPS) for x in (q, k))
         q, k = rotate(q, cos[:T], sin[:T]), rotate(k, cos[:T], sin[:T])
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head != self.n_head)
         return self.out(y.transpose(1, 2).reshape(B, T, C))

@@ -70,6 +70,7 @@ class Config:
     n_kv_head: int | None = option(None, "model", least=1)  # key and value heads; none: as many as n_head
     n_embd: int = option(768, "model", least=1)  # channels
     tied: bool = option(True, "model")  # one matrix for embedding and output head
+    qk_norm: bool = option(False, "model")  # normalize queries and keys of every head
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # its rule
     lr: float = option(5e-4, "result", least=1e-12, most=100.0)  # peak

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling
@@ -150,6 +151,30 @@ def test_loss_is_the_sum_of_the_token_losses():
     for half, context in ((model, torch.autocast("cpu", torch.bfloat16)), (model.bfloat16(), nullcontext())):
         with context:
             assert half(x).dtype == torch.bfloat16 and half(x, y).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_qk_norm_normalizes_the_queries_and_keys_of_every_head(monkeypatch):
+    seen = []
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **kw: seen.append((q, k)) or attend(q, k, v, **kw)
+    )
+    x, _ = tokens_and_targets()
+    for qk_norm in (True, False):
+        spread(llama(qk_norm=qk_norm))(x)
+    lengths = [torch.stack([h.square().mean(-1) for h in pair]) for pair in seen]  # of the two blocks, twice
+    for with_norm, without in ((lengths[0], lengths[2]), (lengths[1], lengths[3])):
+        assert (with_norm - 1).abs().max() < 1e-3 < (without - 1).abs().max()
+
+
+def test_a_checkpoint_remembers_qk_norm():
+    model, (x, _) = spread(llama(qk_norm=True)), tokens_and_targets()
+    shape = Shape(**SHAPE, qk_norm=True)
+    assert torch.equal(load_model({"model": model.state_dict(), "shape": shape.to_record()})(x), model(x))
+    forgetful = load_model({"model": model.state_dict(), "shape": Shape(**SHAPE).to_record()})  # same weights
+    assert not torch.allclose(forgetful(x), model(x), atol=1e-2)
+    assert scaling.num_params(shape) == scaling.num_params(Shape(**SHAPE))
 
 
 @torch.no_grad()
