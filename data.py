@@ -269,3 +269,27 @@ class ValSet:
         x[: last - first], y[: last - first] = self.tokens[first:last], self.tokens[first + 1 : last + 1]
         check_tokens(x, self.meta["vocab_size"], f"validation chunk {i}")
         return torch.from_numpy(x.reshape(B, T)), torch.from_numpy(y.reshape(B, T))
+
+
+def open_data(config, start):
+    """(TrainStream, ValSet) of a run, held against each other and against what its checkpoint was trained on.
+
+    config   options of train.py
+    start    tracking.Start
+    """
+    history = list(start.state["data"]["history"])
+    if not history or history[-1][1] != config.dataset:  # a branch may change the mix, from its first step on
+        history.append((start.state["progress"].get("position", 0), config.dataset))
+    stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed)
+    for name, sha256 in start.state["data"]["sha256"].items():
+        if stream.sha256[name] != sha256:
+            raise Mistake(
+                f"dataset {name!r} is not what {start.path} was trained on: restore that, or start another run"
+            )
+    val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
+    val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
+    if (val.meta["tokenizer"], val.meta["vocab_size"]) != (stream.tokenizer, stream.vocab_size):
+        raise Mistake(
+            f"val_dataset={val_dataset!r} has another tokenizer than dataset={config.dataset!r}: prepare it alike"
+        )
+    return stream, val

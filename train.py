@@ -31,7 +31,7 @@ import optim
 import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
-from data import TrainStream, ValSet, parse_mix
+from data import open_data
 from model import Llama, Shape
 from parallel import Ranks, add_by_halves, autocast, check_batch, check_device, chunk_losses, use_bf16
 from tracking import FORMAT, RunFolder, caught_signals, check_folder, clock, find_start
@@ -152,26 +152,6 @@ class Progress:
     train_s: float = 0.0  # seconds spent in updates
     train_loss: float | None = None  # of the last update
     losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
-
-
-def open_data(config, start):
-    """(training stream, validation set) of a run, held against each other and against what its checkpoint saw."""
-    history = list(start.state["data"]["history"])
-    if not history or history[-1][1] != config.dataset:  # a branch may change the mix, from its first step on
-        history.append((start.state["progress"].get("position", 0), config.dataset))
-    stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed)
-    for name, sha256 in start.state["data"]["sha256"].items():
-        if stream.sha256[name] != sha256:
-            raise Mistake(
-                f"dataset {name!r} is not what {start.path} was trained on: restore that, or start another run"
-            )
-    val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
-    val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
-    if (val.meta["tokenizer"], val.meta["vocab_size"]) != (stream.tokenizer, stream.vocab_size):
-        raise Mistake(
-            f"val_dataset={val_dataset!r} has another tokenizer than dataset={config.dataset!r}: prepare it alike"
-        )
-    return stream, val
 
 
 def every(interval, step):
@@ -315,10 +295,9 @@ def train(config):
             ending = last or stop or step == config.stop_at
             due = ending or step in config.save_at or every(config.save_every, step)
             if folder and due and step > start.step:  # the checkpoint of the first step is there
-                keeping = {"keep": config.keep, "save_at": config.save_at}
                 state = state_of_the_run()
                 failed_saves = checkpoint.try_save(
-                    run / "ckpt", step, state, **keeping, failed=failed_saves, must=ending
+                    run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending
                 )
             if ending:
                 break

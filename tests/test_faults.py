@@ -47,6 +47,7 @@ SMALL = BASE | dict(
 )  # fmt: skip
 SECRET = "c0ffee-not-to-be-found"
 FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported torch, and has no threads yet
+os.environ["PYTHONPATH"] = str(HERE / "tests")  # where that process finds us
 FORKS.set_forkserver_preload(["test_faults"])
 long = pytest.mark.long
 
