@@ -168,15 +168,24 @@ class Llama(nn.Module):
                 std = INIT_STD / math.sqrt(2 * len(self.blocks)) if adds else INIT_STD
                 parameter.normal_(0.0, std, generator=generator)
 
-    def forward(self, tokens, targets=None):
-        """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32."""
+    def forward(self, tokens, targets=None, z_loss=0.0):
+        """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32.
+
+        With `z_loss` two sums, (2,): that one, and the sum of z_loss * (ln Z)^2, where Z is the softmax's denominator.
+        The second is for the gradient: it keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
+        """
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         logits = self.head(self.norm(x))  # (B, T, V)
         if targets is None:
             return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1, reduction="sum")
+        logits, targets = logits.flatten(0, 1).float(), targets.flatten()
+        loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+        if not z_loss:
+            return loss
+        log_z = logits.logsumexp(dim=-1).masked_fill(targets == -1, 0.0)
+        return torch.stack((loss, z_loss * log_z.square().sum()))
 
 
 def shape_of(state):

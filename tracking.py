@@ -231,6 +231,7 @@ def describe(entry, left_s=None):
     """A log line for people."""
     forms = {
         "train_loss": "loss {:.4f}",
+        "z_loss": "z-loss {:.4f}",
         "lr": "lr {:.2e}",
         "grad_norm": "norm {:.2f}",
         "tokens_per_s": "{:,.0f} tokens/s",

@@ -71,6 +71,7 @@ class Config:
     n_embd: int = option(768, "model", least=1)  # channels
     tied: bool = option(True, "model")  # one matrix for embedding and output head
     qk_norm: bool = option(False, "model")  # normalize queries and keys of every head
+    z_loss: float = option(0.0, "result", least=0)  # of (ln Z)^2, added to what is minimized, but not to train_loss
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # its rule
     lr: float = option(5e-4, "result", least=1e-12, most=100.0)  # peak
@@ -202,6 +203,7 @@ def train(config):
     start.state = None  # frees the memory of the checkpoint
     compiled = device.type == "cuda" if config.compile is None else config.compile
     model = torch.compile(raw_model, dynamic=False) if compiled else raw_model
+    z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
 
     # sizes
@@ -305,16 +307,16 @@ def train(config):
             # the gradient: of the mean over all tokens of the step
             began = time.perf_counter()
             optim.set_lr(optimizer, schedule(step))
-            loss_sum, halves = torch.zeros((), dtype=torch.float64, device=device), []
+            sums, halves = torch.zeros(1 + len(z_loss), dtype=torch.float64, device=device), []
             for micro_step in range(accum_steps):
                 with autocast(device, bf16):
-                    loss = model(tokens[:, :-1], tokens[:, 1:])  # a sum over tokens
-                (loss / tokens_per_step).backward()
+                    loss = model(tokens[:, :-1], tokens[:, 1:], **z_loss)  # a sum over tokens, with z-loss two
+                (loss.sum() / tokens_per_step).backward()
                 tokens = next(batches, None)  # read while a GPU is at work
-                loss_sum += loss.detach()
+                sums += loss.detach()
                 add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so two ranks add as one does
             ranks.sum_gradients(parameters)
-            loss_sum, signals = ranks.sum(loss_sum, len(received))
+            loss_sum, *z_loss_sum, signals = ranks.sum(sums, len(received))
             stop = signals > 0
 
             # the update, unless the gradient is not finite; its norm is the same on all ranks, so they decide alike
@@ -350,6 +352,8 @@ def train(config):
                 if peak_flops:
                     flops_per_s = config.global_batch_size * flops_per_sequence * speed
                     line["mfu"] = flops_per_s / (peak_flops * ranks.world_size)
+                if z_loss:
+                    line["z_loss"] = z_loss_sum[0] / tokens_per_step
                 if not finite:
                     line["skipped"] = at.skipped
                 folder.log(line, left_s=step_s * ((config.stop_at or config.total_steps) - at.step))

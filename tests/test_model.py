@@ -154,6 +154,16 @@ def test_loss_is_the_sum_of_the_token_losses():
 
 
 @torch.no_grad()
+def test_z_loss_is_the_squared_log_of_the_softmaxs_denominator():
+    model, (x, y) = spread(llama()), tokens_and_targets()
+    log_z = np.log(np.exp(model(x).double().numpy()).sum(-1))
+    some = torch.arange(y.numel()).view(y.shape) % 3 == 0
+    loss, extra = model(x, torch.where(some, y, -1), z_loss=1e-2)
+    assert loss == model(x, torch.where(some, y, -1))
+    assert extra.item() == pytest.approx(1e-2 * (log_z[some.numpy()] ** 2).sum(), rel=1e-5)
+
+
+@torch.no_grad()
 def test_qk_norm_normalizes_the_queries_and_keys_of_every_head(monkeypatch):
     seen = []
     attend = F.scaled_dot_product_attention

@@ -315,6 +315,19 @@ def test_signal_saves_and_exits(run, tmp_path, data_dir, number, status):
     assert same(run(log_every=1), run("whole", log_every=1))
 
 
+def test_z_loss_is_minimized_and_kept_apart_from_the_loss(run, tmp_path):
+    plain, with_z = run("plain"), run("z", z_loss=0.1)
+    assert not same(plain, with_z)
+    first = [next(line for line in lines(tmp_path, name) if "train_loss" in line) for name in ("plain", "z")]
+    assert "z_loss" not in first[0] and first[1]["z_loss"] > 0
+    starts = [next(line for line in lines(tmp_path, name) if "val_loss" in line) for name in ("plain", "z")]
+    assert starts[0] == starts[1]  # the same weights, so the same loss: z-loss is in no evaluation
+    z = [line["z_loss"] for line in lines(tmp_path, "z") if "z_loss" in line]
+    assert z[-1] < 0.2 * z[0]  # it is minimized
+    run("z in two", z_loss=0.1, stop_at=25)
+    assert same(run("z in two", z_loss=0.1), with_z)
+
+
 class Faulty(trainer.Llama):
     """Its loss is not a number on the calls in `bad`, counting from 0."""
 
