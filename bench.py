@@ -32,6 +32,7 @@ import laws
 import optim
 import prepare_data
 import scaling
+import text_sources
 from averaging import EMA, WindowAverage
 from config import load, main
 from model import Llama, Shape
@@ -174,8 +175,8 @@ def encode(texts):
 
 def bench_prepare(config):
     """prepare_data.py against a bare pool of tokenizers, which has the text in memory and drops the tokens."""
-    files, size, _ = prepare_data.local_files("stdlib")
-    work = [list(filter(None, texts)) for _, texts, _ in prepare_data.chunks(files, "text", (0, 0))]
+    files, size, _ = text_sources.local_files("stdlib")
+    work = [list(filter(None, texts)) for _, texts, _ in text_sources.chunks(files, "text", (0, 0))]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with tempfile.TemporaryDirectory() as folder, context.Pool(initializer=encode, initargs=(["warm"],)) as pool:
         names = itertools.count()

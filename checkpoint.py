@@ -8,6 +8,7 @@ One file holds everything, in types that `torch.load(weights_only=True)` takes; 
 notices no flipped bits, so the file also carries, as its zip comment, the SHA-256 of all its other bytes.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -63,17 +64,34 @@ def prune(folder, step, keep, save_at):
 def write(path, state):
     """Write one checkpoint file, or leave what is under its name as it is."""
     assert (odd := unsafe(state)) is None, f"{odd} is of a type that torch.load(weights_only=True) refuses"
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
+    with written(path) as file:
+        aside = Path(file.name)
         torch.save(state, aside)
         seal(aside)
         try:
             verify(aside)
         except ValueError as error:
             raise OSError(f"{aside} does not read back as it was written: a bad disk?") from error
+
+
+@contextlib.contextmanager
+def written(path):
+    """Open a file to write, in bytes, that is whole under its name or not there, whatever happens meanwhile.
+
+    It is made aside, as `.<name>.tmp`; at the end it is synced and renamed to `path`, and the folder synced. An error
+    removes it, and leaves alone what was at `path`; an OSError then names `path`, as that of a full disk does not.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(aside, "wb") as file:  # plain writes: on a full disk a memmap would die of SIGBUS
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 
@@ -106,7 +124,7 @@ def unsafe(value, name="state"):
 
 
 def seal(path):
-    """Append the SHA-256 of a zip file as its comment, and sync it to disk."""
+    """Append the SHA-256 of a zip file as its comment."""
     with open(path, "r+b") as f:
         f.seek(-2, os.SEEK_END)
         f.write(COMMENT_BYTES.to_bytes(2, "little"))
@@ -114,8 +132,6 @@ def seal(path):
         digest = hash_stream(f, path.stat().st_size)
         f.seek(0, os.SEEK_END)
         f.write(TAG + digest.encode())
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def hash_stream(f, size):

@@ -276,7 +276,7 @@ def vocabulary(data_dir, dataset):
     folder = Path(data_dir) / next(iter(parse_mix(dataset)))
     tokenizer = folder.name.rpartition("-")[2]
     if tokenizer in TOKENIZERS and not folder.exists():
-        return TOKENIZERS[tokenizer][0]
+        return TOKENIZERS[tokenizer].vocab_size
     return read_meta(folder)["vocab_size"]
 
 

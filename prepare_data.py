@@ -18,227 +18,49 @@ middle of a source file, that file is read again, but not tokenized again). At t
 a moment takes the disk space twice, and meta.json, written last, says that the bins are whole.
 """
 
-import argparse
+import dataclasses
 import functools
 import hashlib
 import importlib.util
-import io
 import json
 import multiprocessing
 import os
-import platform
 import re
 import shutil
 import signal
 import sys
-import sysconfig
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from config import Mistake
+import text_sources
+from checkpoint import written
+from config import Mistake, Parser, main
 from data import FORMAT, check_tokens, read_meta, token_dtype
 
-TOKENIZERS = {"gpt2": (50257, 50256), "bytes": (257, 256)}  # vocabulary size, id of end-of-text
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
-HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
-ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
-CHUNK_CHARS = 1 << 18  # text sent to a worker at once: 50 ms of work, next to which its way there and back is nothing
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
-TEXT_CHARS = 1 << 20  # of a text file in one document: with more, memory grows, and a single file could not be split
-
-
-@contextmanager
-def written(path):
-    """Open a file to write: under a name aside, on disk and renamed to `path` at the end, gone if anything fails."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as file:  # plain writes: on a full disk a memmap would die of SIGBUS
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # which the system does not tell of a full disk
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the new name too
-    os.close(folder)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Sources. A source is a list of (split or None, file); a file is a path, or rows streamed from the Hub.
-
-
-def split_of(name):
-    """The split that a path like train/a.txt or validation-00000.parquet names; None if it names none."""
-    for part in name.split("/"):
-        if match := re.match(r"(train|val|valid|validation|test)(?=[-_.]|$)", part):
-            return "val" if match[1].startswith("val") else match[1]
-
-
-def own_split(files):
-    """Of [(split, file)]: val, then train, if both are there; train without test; or all. None: split by hash."""
-    splits = {split for split, _ in files}
-    if {"train", "val"} <= splits:
-        return [f for f in files if f[0] == "val"] + [f for f in files if f[0] == "train"]
-    return [(None, file) for split, file in files if split == "train" or not {"train", "test"} <= splits]
-
-
-def local_files(source):
-    """(files, bytes of text or None, revision) of "stdlib", a file or a folder, sorted by path below it.
-
-    The revision tells what was found: number, bytes, and a hash of all names and sizes.
-    """
-    stdlib = source == "stdlib"
-    root = Path(sysconfig.get_path("stdlib") if stdlib else source)
-    base = root.parent if root.is_file() else root
-    endings = (".py",) if stdlib else ENDINGS
-    names = [root.name] if root.is_file() else []
-    for folder, subfolders, inside in os.walk(root):
-        if stdlib:  # what is installed beside it is another text on every machine
-            subfolders[:] = {*subfolders} - {"site-packages", "dist-packages"}
-        names += [Path(folder, name).relative_to(root).as_posix() for name in inside if name.endswith(endings)]
-    names = sorted(name for name in names if name.endswith(endings))
-    if not names:
-        raise Mistake(f"source={source!r}: no file there ends in {' '.join(endings)}")
-    sizes = [(base / name).stat().st_size for name in names]
-    state = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=8).hexdigest()
-    revision = f"{len(names)} files, {sum(sizes)} bytes, {state}"
-    if stdlib:
-        return [(None, base / name) for name in names], sum(sizes), f"Python {platform.python_version()}, {revision}"
-    size = sum(sizes) if all(name.endswith((".txt", ".jsonl")) for name in names) else None  # others are compressed
-    return own_split([(split_of(name), base / name) for name in names]), size, revision
-
-
-def hub_name(source):
-    """(repo, config or None, pinned commit or None) of a Hub dataset; None if the source is local."""
-    if source == "stdlib" or Path(source).exists():
-        return None
-    repo, _, config = source.partition(":")
-    repo, commit = HUB_NAMES.get(repo, (repo, None))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise Mistake(
-            f"source={source!r} is unknown: give stdlib, {', '.join(HUB_NAMES)}, owner/name or owner/name:config for a "
-            f"dataset of the Hub, or a file or folder that exists, with {' '.join(ENDINGS)}"
-        )
-    return repo, config or None, commit
-
-
-def hub_revision(repo, revision=None):
-    """Commit hash that a branch, tag or short hash (None: the newest) of a Hub dataset stands for. Asks the Hub."""
-    import huggingface_hub
-
-    try:
-        return huggingface_hub.HfApi().dataset_info(repo, revision=revision, timeout=10).sha
-    except Exception as error:  # each version of the client raises those of another HTTP library
-        raise OSError(
-            f"cannot get {repo} from the Hugging Face Hub: {error}. Without a network here, run `hf download {repo} "
-            f"--repo-type=dataset --revision={revision or 'main'} --local-dir=DIR` elsewhere and give a copy of DIR as "
-            "the source; or use stdlib, or files of your own"
-        ) from error
-
-
-def hub_files(repo, config, revision):
-    """(files, bytes of text or None) of a dataset on the Hub, or of a folder given in place of `repo`.
-
-    A file is the rows of one file there, streamed: nothing is copied to a cache.
-    """
-    import datasets
-    from pyarrow.dataset import ParquetFragmentScanOptions
-
-    hub_revision(repo, revision)  # without a network this says so at once, `datasets` only after many trials
-    datasets.disable_progress_bars()
-    builder = datasets.load_dataset_builder(repo, config, revision=revision)
-    if hasattr(builder.config, "fragment_scan_options"):  # parquet; by default memory holds the file, too
-        scan = ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 24, pre_buffer=False)
-        builder.config.batch_size, builder.config.fragment_scan_options = 100, scan
-    splits = builder.as_streaming_dataset()
-    if "train" not in splits:
-        raise Mistake(f"{repo} has no split named train, only {', '.join(splits)}")
-    files = []
-    for name, split in [("train", "train"), ("validation", "val")]:
-        n_files = splits[name].num_shards if name in splits else 0
-        files += [(split, splits[name].shard(num_shards=n_files, index=i)) for i in range(n_files)]
-    return own_split(files), builder.info.splits["train"].num_bytes if builder.info.splits else None
-
-
-def parquet_rows(path, text_field):
-    """Yield the rows of a .parquet, at most a few MB of which are in memory: one row group may be a GB."""
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20)
-    columns = [text_field] if text_field in file.schema_arrow.names else None  # all of them, for the error to name
-    for batch in file.iter_batches(batch_size=100, columns=columns):
-        yield from batch.to_pylist()
-
-
-def json_rows(path):
-    """Yield the rows of .jsonl, .jsonl.gz or .jsonl.zst."""
-    import pyarrow
-
-    # Arrow unpacks by the ending, reads all frames of a .zst, and, unlike zstandard, notices that one breaks off.
-    with io.BufferedReader(pyarrow.input_stream(str(path)), 1 << 20) as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line.decode(errors="replace"))
-
-
-def documents(file, text_field):
-    """Yield the texts of a file one by one, None or "" where there is none."""
-    if isinstance(file, Path) and file.suffix in (".py", ".txt"):
-        with open(file, encoding="utf-8", errors="replace", newline="") as text:
-            pieces = iter(lambda: text.read(TEXT_CHARS) + text.readline(TEXT_CHARS), "")
-            yield next(pieces, None)
-            yield from pieces
-        return
-    if not isinstance(file, Path):
-        rows = file
-    elif file.suffix == ".parquet":
-        rows = parquet_rows(file, text_field)
-    else:
-        rows = json_rows(file)
-    for row in rows:
-        if not isinstance(row.get(text_field, 0), str | None):
-            fields = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
-            raise Mistake(f"text_field={text_field!r} is not a field with text; there are {fields}")
-        yield row[text_field]
-
-
-def chunks(files, text_field, start):
-    """Yield (split, texts, position behind them) from a position on; a position is (file, document in it)."""
-    texts, size = [], 0
-    for i in range(start[0], len(files)):
-        split, file = files[i]
-        j = 0
-        try:
-            for j, text in enumerate(documents(file, text_field)):
-                if (i, j) < start:
-                    continue
-                texts.append(text)
-                size += len(text or "") + 64  # a million empty documents are more than one chunk
-                if size >= CHUNK_CHARS:
-                    yield split, texts, (i, j + 1)
-                    texts, size = [], 0
-        except Exception as error:  # arrow, json, datasets: each has its own for a damaged file
-            where = file if isinstance(file, Path) else f"file {i} on the Hub"
-            raise Mistake(f"{where}, behind document {j}: {type(error).__name__}: {error}") from error
-        if texts and (i + 1 == len(files) or files[i + 1][0] != split):
-            yield split, texts, (i + 1, 0)
-            texts, size = [], 0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Tokenizers, in the worker processes
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """All that is known of a tokenizer: one in TOKENIZERS is a choice of --tokenizer."""
+
+    vocab_size: int
+    eot_id: int  # of the token that ends a document
+    load: Callable  # () -> encode: text -> list or array of token ids, without end-of-text; once in each worker
+    token_bytes: Callable  # () -> list of the bytes of text, in UTF-8, that each token stands for; 0 for end-of-text
 
 
 @functools.cache
@@ -265,6 +87,27 @@ def gpt2_encoding(path=None):
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
+def gpt2_token_bytes():
+    encoding = gpt2_encoding()
+    return [len(encoding.decode_single_token_bytes(i)) for i in range(50256)] + [0]
+
+
+def encode_bytes(text):
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+TOKENIZERS = {
+    "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
+    "bytes": Tokenizer(257, 256, lambda: encode_bytes, lambda: [1] * 256 + [0]),
+}
+
+
+@functools.cache
+def encoder(tokenizer):
+    """text -> token ids"""
+    return TOKENIZERS[tokenizer].load()
+
+
 def start_worker(tokenizer):
     """Load the tokenizer; leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -275,16 +118,14 @@ def start_worker(tokenizer):
 
 def encode_chunk(split, texts, tokenizer, val_frac):
     """(train tokens, val tokens, bytes of text, empty documents) of texts; split None: each goes by its hash."""
-    vocab_size, eot_id = TOKENIZERS[tokenizer]
-    dtype = token_dtype(vocab_size)
+    dtype, eot_id = token_dtype(TOKENIZERS[tokenizer].vocab_size), TOKENIZERS[tokenizer].eot_id
     tokens = {"train": [np.empty(0, dtype)], "val": [np.empty(0, dtype)]}
     size = 0
     for text in filter(None, texts):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates become U+FFFD
         data = text.encode()
-        # encode_ordinary: "<|endoftext|>" in a text is text like any other.
-        ids = np.frombuffer(data, np.uint8) if tokenizer == "bytes" else gpt2_encoding().encode_ordinary(text)
-        tokens[split or hash_split(data, val_frac)] += [np.array(ids, dtype), np.array([eot_id], dtype)]
+        ids = np.array(encoder(tokenizer)(text), dtype)
+        tokens[split or hash_split(data, val_frac)] += [ids, np.array([eot_id], dtype)]
         size += len(data)
     return np.concatenate(tokens["train"]), np.concatenate(tokens["val"]), size, sum(not text for text in texts)
 
@@ -304,7 +145,7 @@ def describe(path, tokenizer):
 
     ValueError if its size is no whole number of tokens, or a token is beyond the vocabulary.
     """
-    vocab_size, eot_id = TOKENIZERS[tokenizer]
+    vocab_size = TOKENIZERS[tokenizer].vocab_size
     dtype = token_dtype(vocab_size)
     if path.stat().st_size % dtype.itemsize:
         raise Mistake(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
@@ -315,13 +156,10 @@ def describe(path, tokenizer):
             check_tokens(tokens, vocab_size, f"{path}, from token {counts.sum():,} on")
             counts += np.bincount(tokens, minlength=vocab_size)
             digest.update(block)
-    token_bytes = np.ones(vocab_size, dtype=np.int64)
-    if tokenizer == "gpt2":
-        token_bytes[:eot_id] = [len(gpt2_encoding().decode_single_token_bytes(i)) for i in range(eot_id)]
-    n_bytes = int(counts[:eot_id] @ token_bytes[:eot_id])  # end-of-text is the last token of both vocabularies
+    n_bytes = int(counts @ np.array(TOKENIZERS[tokenizer].token_bytes()))
     return {
         "tokens": int(counts.sum()),
-        "documents": int(counts[eot_id]),
+        "documents": int(counts[TOKENIZERS[tokenizer].eot_id]),
         "bytes": n_bytes,
         "sha256": digest.hexdigest(),
     }
@@ -329,8 +167,9 @@ def describe(path, tokenizer):
 
 def write_meta(folder, settings, **counts):
     """Read the bins, which are on disk by now, and write meta.json, the proof that they are whole."""
-    vocab_size, eot_id = TOKENIZERS[settings["tokenizer"]]
-    meta = {"format": FORMAT, "dtype": token_dtype(vocab_size).str, "vocab_size": vocab_size, "eot_id": eot_id}
+    tokenizer = TOKENIZERS[settings["tokenizer"]]
+    meta = {"format": FORMAT, "dtype": token_dtype(tokenizer.vocab_size).str}
+    meta |= {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
     meta |= settings | counts
     meta["splits"] = {split: describe(folder / f"{split}.bin", settings["tokenizer"]) for split in ("train", "val")}
     with written(folder / "meta.json") as file:
@@ -385,7 +224,7 @@ def tokenize(pool, files, settings, state, ahead):
     A state is the position of the next document, and the train and val tokens, bytes and empty documents before it.
     """
     limit = settings["tokens_asked"]
-    jobs = chunks(files, settings["text_field"], (state["file"], state["document"]))
+    jobs = text_sources.chunks(files, settings["text_field"], (state["file"], state["document"]))
     for result, (file, document) in in_order(pool, jobs, ahead, settings["tokenizer"], settings["val_frac"]):
         train, val, n_bytes, n_empty = result
         if limit:
@@ -451,11 +290,14 @@ def build(folder, settings, hub, files, size, procs):
     tokenizer, val_frac = settings["tokenizer"], settings["val_frac"]
     encode_chunk(None, ["text"], tokenizer, val_frac)  # loads the tokenizer, or says what is wrong with it
     start_method = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(procs, start_method, start_worker, (tokenizer,)) as pool:
-        pool.submit(len, "").result()  # the workers start here, before `datasets` brings threads: forks dislike them
-        if hub:
-            files, size = hub_files(*hub, settings["revision"])
-        shards, state = make_shards(pool, files, size, folder / SHARDS, settings, ahead=4 * procs)
+    try:
+        with ProcessPoolExecutor(procs, start_method, start_worker, (tokenizer,)) as pool:
+            pool.submit(len, "").result()  # they start here, before `datasets` brings threads: forks dislike them
+            if hub:
+                files, size = text_sources.hub_files(*hub, settings["revision"])
+            shards, state = make_shards(pool, files, size, folder / SHARDS, settings, ahead=4 * procs)
+    except BrokenProcessPool as error:
+        raise OSError("a worker was killed, for lack of memory? The same command goes on; try --procs=1") from error
     if not (state["train"] and state["val"]):
         shutil.rmtree(folder / SHARDS)
         raise Mistake(
@@ -490,7 +332,7 @@ def prepare(
 
     ValueError: something to choose differently, or an unreadable file. OSError: a full disk, no network.
     """
-    hub = hub_name(source)
+    hub = text_sources.hub_name(source)
     if val_frac is None:
         val_frac = 0.0005 if hub else 0.02
     if tokenizer not in TOKENIZERS:
@@ -507,11 +349,11 @@ def prepare(
         repo, config, pinned = hub
         revision = revision or pinned or (begun and begun["revision"])
         if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-            revision = hub_revision(repo, revision)
+            revision = text_sources.hub_revision(repo, revision)
     elif revision:
         raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
     else:
-        files, size, revision = local_files(source)
+        files, size, revision = text_sources.local_files(source)
     settings = {"source": label, "revision": revision, "tokenizer": tokenizer, "tokens_asked": tokens}
     settings |= {"text_field": text_field, "val_frac": val_frac}
     if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
@@ -529,10 +371,9 @@ def token_count(text):
     return round(float(text[:-1]) * scale) if scale else round(float(text))
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def run(args):
+    """The command line."""
+    parser = Parser(description=__doc__)
     parser.add_argument("source", nargs="?", default="stdlib", help="as above; default stdlib")
     parser.add_argument("--tokenizer", default="gpt2", choices=list(TOKENIZERS), help="default gpt2")
     parser.add_argument(
@@ -546,25 +387,26 @@ def main(argv=None):
     parser.add_argument("--procs", type=int, help="worker processes; default one per core")
     parser.add_argument("--adopt", metavar="DIR", type=Path, help="write the meta.json of bins made elsewhere")
     parser.add_argument("--verify", metavar="DIR", type=Path, help="compare bins with their meta.json, sha256 included")
-    args = vars(parser.parse_args(argv))
+    args = vars(parser.parse_args(args))
     adopted, verified = args.pop("adopt"), args.pop("verify")
-    try:
-        if adopted:
-            adopt(adopted, args["tokenizer"])
-        elif verified:
-            verify(verified)
-        folder = adopted or verified or prepare(**args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare_data.py: {' '.join(str(error).split())}")  # one line, whatever a library says
-    except BrokenProcessPool:
-        sys.exit("prepare_data.py: a worker was killed, for lack of memory? The same command goes on; try --procs=1")
-    except KeyboardInterrupt:
-        print("prepare_data.py: stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    if adopted:
+        adopt(adopted, args["tokenizer"])
+    elif verified:
+        verify(verified)
+    folder = adopted or verified or prepare(**args)
     for split, info in read_meta(folder)["splits"].items():
         print(f"{split}: {info['tokens']:,} tokens, {info['documents']:,} documents, {info['bytes']:,} bytes of text")
     print(f"{folder} is whole: python train.py --dataset={folder.name} --data_dir={folder.parent}")
 
 
+def stoppable(args):
+    """As `run`, and Ctrl-C ends it with one line, too."""
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
 if __name__ == "__main__":
-    main()
+    main(lambda: stoppable(sys.argv[1:]))

@@ -44,6 +44,7 @@ from tqdm import tqdm
 
 import scaling
 import schedules
+from checkpoint import written
 from config import Mistake, Parser, main
 from data import parse_mix, read_meta
 from model import Llama
@@ -51,7 +52,7 @@ from parallel import autocast, use_bf16
 from planner import check_folder, disk, flops_per_step, options_of_result, plan, read_study, shape_of, trained
 from series import averaged, labels
 from tables import AVERAGES, grouped, print_table, read_results, settings
-from tracking import clock, is_locked, write_whole
+from tracking import clock, is_locked
 from train import Config, make_schedule
 
 COLUMNS = "schedule total_steps lr warmup_steps seed".split()  # of results.csv, even if all runs have them in common
@@ -255,7 +256,8 @@ def write_results(path, segments):
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows)
-    write_whole(path, text.getvalue())
+    with written(path) as file:
+        file.write(text.getvalue().encode())
     return len(rows)
 
 

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import checkpoint
+from checkpoint import written
 from config import HERE, Mistake, from_record, mistakes, names
 
 FORMAT = 1  # of what train.py saves
@@ -135,8 +136,11 @@ class RunFolder:
             os.close(self.lock)
             raise Mistake(f"{path} is being trained by another process: wait, or choose another --name") from None
         (path / "result.json").unlink(missing_ok=True)
-        write_whole(path / "config.json", json.dumps(config, indent=1) + "\n")
-        write_whole(path / "log.jsonl", "".join(read_log(log_from, start, evaluated)))
+        with written(path / "config.json") as file:
+            file.write((json.dumps(config, indent=1) + "\n").encode())
+        lines = read_log(log_from, start, evaluated)
+        with written(path / "log.jsonl") as file:
+            file.write("".join(lines).encode())
         self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
         keep_code(path / "code")
         if config["wandb"] != "off":
@@ -166,7 +170,8 @@ class RunFolder:
 
     def finish(self, result):
         """Write result.json, which says that the run reached its end."""
-        write_whole(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+        with written(self.path / "result.json") as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
 
     def close(self):
         self.stream.close()
@@ -257,13 +262,3 @@ def read_log(path, last_step, evaluated=True):
             if entry["step"] <= last_step and not again:
                 lines.append(line + "\n")
     return lines
-
-
-def write_whole(path, text):
-    """Write or replace a small file in one piece."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -35,6 +35,7 @@ from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two
 import checkpoint
 import data
 import prepare_data
+import text_sources
 import tracking
 from config import main
 from model import Llama, Shape
@@ -371,9 +372,9 @@ def half_a_line(self, entry, left_s=None):
 
 def test_killed_while_other_files_are_written(lab, whole):
     faults = {
-        "config": at("tracking.write_whole", 1, die),
-        "log": at("tracking.write_whole", 2, die),
-        "result": at("tracking.write_whole", 3, die),
+        "config": at("tracking.written", 1, die),
+        "log": at("tracking.written", 2, die),
+        "result": at("tracking.written", 3, die),
         "before the rename": at("os.replace", 2, die),
         "line": at("tracking.RunFolder.log", 5, half_a_line),
         "code": at("shutil.copy", 3, die),
@@ -739,7 +740,7 @@ def test_read_only_disk(lab, preparing, disk, tmp_path):
     assert lab.said("run").startswith("error: ") and lab.said("run").count("\n") == 1
     assert ends([preparing("x", data_dir=lab.path)]) == 1
     error = (tmp_path / "out").read_text()
-    assert error.count("prepare_data.py: ") == 1 and "Read-only file system" in error.splitlines()[-1]
+    assert error.count("error: ") == 1 and "Read-only file system" in error.splitlines()[-1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -767,10 +768,10 @@ def prepare(args, output, faults):
     """What a process does: as `python prepare_data.py`, after the faults."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)
-    prepare_data.CHUNK_CHARS, prepare_data.SHARD_TOKENS = 4000, 20_000
+    text_sources.CHUNK_CHARS, prepare_data.SHARD_TOKENS = 4000, 20_000
     for fault in faults:
         fault()
-    prepare_data.main(args)
+    main(lambda: prepare_data.run(args))
 
 
 def taken_for_whole(folder):
@@ -847,7 +848,7 @@ def test_preparation_on_a_full_disk(tmp_path, preparing, disk):
     for kilobytes in (4, 16, 32, 64, 96, 128):
         folder = disk(f"size={kilobytes}k") / "x"
         assert ends([preparing("x", data_dir=folder.parent)]) == 1
-        errors = [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("prepare_data.py: ")]
+        errors = [line for line in (tmp_path / "out").read_text().splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "No space left on device" in errors[0]
         assert not folder.exists() or not (folder / "meta.json").exists()
     disk("size=9m")

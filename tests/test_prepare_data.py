@@ -24,6 +24,8 @@ from conftest import HERE
 
 import data
 import prepare_data
+import text_sources
+from config import main
 from prepare_data import prepare
 
 EOT = {"gpt2": 50256, "bytes": 256}
@@ -142,6 +144,26 @@ def test_special_text_is_seven_ordinary_tokens():
     assert train.tolist() == [27, 91, 437, 1659, 5239, 91, 29, 50256]
 
 
+def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
+    words = ["<end>", *sorted({word for text in some_texts(50) for word in text.split()})]
+
+    def load():
+        return lambda text: [words.index(word) for word in text.split()]
+
+    toy = prepare_data.Tokenizer(len(words), 0, load, lambda: [0, *map(len, words[1:])])
+    monkeypatch.setitem(prepare_data.TOKENIZERS, "toy", toy)
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(50))
+    prepare_data.run([source, "--tokenizer=toy", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}"])
+    tokens, meta = data.open_bin(tmp_path / "in.jsonl-toy", "train")
+    documents = " ".join(words[i] for i in tokens).split("<end>")
+    kept = [text for text in some_texts(50) if prepare_data.hash_split(text.encode(), 0.2) == "train"]
+    assert [text.strip() for text in documents] == [*kept, ""]
+    assert (meta["vocab_size"], meta["eot_id"], meta["tokenizer"]) == (len(words), 0, "toy")
+    assert meta["splits"]["train"]["documents"] == len(kept)
+    assert meta["splits"]["train"]["bytes"] == sum(len("".join(text.split())) for text in kept)
+    prepare_data.verify(tmp_path / "in.jsonl-toy")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # The same bytes
 
@@ -150,7 +172,7 @@ def test_output_does_not_depend_on_processes_chunks_or_shards(tmp_path, monkeypa
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(300))
 
     def run(name, procs, chunk=1 << 18, shard=1 << 23):
-        monkeypatch.setattr(prepare_data, "CHUNK_CHARS", chunk)
+        monkeypatch.setattr(text_sources, "CHUNK_CHARS", chunk)
         monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
         return bins(prepare(source, data_dir=tmp_path, name=name, procs=procs, val_frac=0.1))
 
@@ -195,8 +217,8 @@ def test_all_formats_give_the_same_tokens(tmp_path, monkeypatch):
     pq.write_table(table, tmp_path / "parquet" / "odd [name] *.parquet", row_group_size=50)
     pq.write_table(table.slice(0, 25), tmp_path / "hub" / "train-00000-of-00002.parquet")
     pq.write_table(table.slice(25), tmp_path / "hub" / "train-00001-of-00002.parquet")
-    monkeypatch.setattr(prepare_data, "hub_revision", lambda repo, revision=None: "c" * 40)
-    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
+    monkeypatch.setattr(text_sources, "hub_revision", lambda repo, revision=None: "c" * 40)
+    monkeypatch.setattr(text_sources, "hub_name", hub_in_a_folder)
 
     def run(source):
         return bins(prepare(str(source), data_dir=tmp_path / "out", val_frac=0.2, procs=2))
@@ -262,9 +284,9 @@ def test_own_validation_split_is_used(tmp_path, names, train, val):
 
 def test_files_named_test_are_left_out_and_others_split_by_hash(tmp_path):
     files = [("train", 1), ("test", 2)]
-    assert prepare_data.own_split(files) == [(None, 1)]
-    assert prepare_data.own_split([(None, 1), ("train", 2)]) == [(None, 1), (None, 2)]
-    assert [prepare_data.split_of(n) for n in ("trainer/a.txt", "a/train_1.txt", "valid.txt", "value.txt")] == [
+    assert text_sources.own_split(files) == [(None, 1)]
+    assert text_sources.own_split([(None, 1), ("train", 2)]) == [(None, 1), (None, 2)]
+    assert [text_sources.split_of(n) for n in ("trainer/a.txt", "a/train_1.txt", "valid.txt", "value.txt")] == [
         None,
         "train",
         "val",
@@ -273,21 +295,21 @@ def test_files_named_test_are_left_out_and_others_split_by_hash(tmp_path):
 
 
 def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data, "TEXT_CHARS", 1000)
+    monkeypatch.setattr(text_sources, "TEXT_CHARS", 1000)
     text = "".join(f"line {i}, with é\r\n" for i in range(1000))
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff undecodable")
-    pieces = list(prepare_data.documents(tmp_path / "a.txt", "text"))
+    pieces = list(text_sources.documents(tmp_path / "a.txt", "text"))
     assert "".join(pieces) == text + "\ufffd undecodable"
     assert len(pieces) > 10 and all(piece.endswith("\n") and len(piece) < 1100 for piece in pieces[:-1])
     (tmp_path / "b.txt").write_bytes(b"")
-    assert list(prepare_data.documents(tmp_path / "b.txt", "text")) == [None]
+    assert list(text_sources.documents(tmp_path / "b.txt", "text")) == [None]
 
 
 def test_tokens_stops_at_exactly_so_many(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(300))
     whole = bins(prepare(source, data_dir=tmp_path, name="whole", val_frac=0.1))
     for procs, shard in [(1, 1 << 23), (2, 4000)]:
-        monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 5000)
+        monkeypatch.setattr(text_sources, "CHUNK_CHARS", 5000)
         monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
         part = bins(prepare(source, tokens=10_001, data_dir=tmp_path, name=f"part{procs}", val_frac=0.1, procs=procs))
         assert part["train.bin"] == whole["train.bin"][: 2 * 10_001]
@@ -307,10 +329,10 @@ def test_numbers_of_tokens():
 
 
 def test_stdlib_is_the_default_source(tmp_path, capsys):
-    prepare_data.main(["--tokens=100K", "--val_frac=0.3", f"--data_dir={tmp_path}"])
+    prepare_data.run(["--tokens=100K", "--val_frac=0.3", f"--data_dir={tmp_path}"])
     assert f"--dataset=stdlib-gpt2 --data_dir={tmp_path}" in capsys.readouterr().out
     assert data.open_bin(tmp_path / "stdlib-gpt2", "train")[0].size == 100_000
-    files, size, revision = prepare_data.local_files("stdlib")
+    files, size, revision = text_sources.local_files("stdlib")
     names = [str(path) for _, path in files]
     assert len(names) > 500 and size > 10**7 and not any("site-packages" in name for name in names)
     assert revision.startswith("Python 3.")
@@ -324,7 +346,7 @@ def run_and_kill(path, n_shards, **kwargs):
     """Run prepare() in a process of its own, kill -9 it when there are `n_shards` shards; its children end too."""
 
     def work():
-        prepare_data.SHARD_TOKENS, prepare_data.CHUNK_CHARS = 20_000, 10_000
+        prepare_data.SHARD_TOKENS, text_sources.CHUNK_CHARS = 20_000, 10_000
         prepare(**kwargs)
 
     process = multiprocessing.get_context("fork").Process(target=work)
@@ -375,7 +397,7 @@ def test_killed_again_and_again_the_bytes_are_the_same(tmp_path, monkeypatch):
 def test_killed_at_the_end(tmp_path, monkeypatch, where):
     """Between the bins and meta.json, or between meta.json and the removal of the shards."""
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
-    monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 1000)
+    monkeypatch.setattr(text_sources, "CHUNK_CHARS", 1000)
     kwargs = {
         "source": source,
         "tokenizer": "bytes",
@@ -401,8 +423,9 @@ def test_killed_at_the_end(tmp_path, monkeypatch, where):
 def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(1500))
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
-    code = f"{limit}; import prepare_data; prepare_data.SHARD_TOKENS = 50_000; prepare_data.CHUNK_CHARS = 10_000; "
-    code += "prepare_data.main()"
+    code = f"{limit}; import sys, prepare_data, text_sources; "
+    code += "prepare_data.SHARD_TOKENS = 50_000; text_sources.CHUNK_CHARS = 10_000; "
+    code += "prepare_data.main(lambda: prepare_data.run(sys.argv[1:]))"
     command = [
         sys.executable,
         "-c",
@@ -415,7 +438,7 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     assert run.returncode == 1
     lines = [line for line in run.stderr.splitlines() if line and "tokens/s" not in line]
-    assert len(lines) == 1 and lines[0].startswith("prepare_data.py: [Errno 27] File too large: ")
+    assert len(lines) == 1 and lines[0].startswith("error: [Errno 27] File too large: ")
     folder = tmp_path / "in-gpt2"
     assert [path.name for path in folder.iterdir()] == ["shards.tmp"]
     assert not list(folder.rglob("*.tmp/*.tmp"))
@@ -432,9 +455,9 @@ def test_full_disk_while_a_shard_is_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_data.os, "fsync", full)
-        with pytest.raises(SystemExit, match="No space left on device"):
-            prepare_data.main([source, f"--data_dir={tmp_path}", "--val_frac=0.1"])
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            prepare_data.run([source, f"--data_dir={tmp_path}", "--val_frac=0.1"])
     assert not [
         path
         for path in tmp_path.rglob("*")
@@ -454,9 +477,19 @@ real_encode_chunk = prepare_data.encode_chunk
 def test_a_killed_worker_ends_the_run(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
     monkeypatch.setattr(prepare_data, "encode_chunk", die)
-    monkeypatch.setattr(prepare_data, "CHUNK_CHARS", 1)
-    with pytest.raises(SystemExit, match="a worker was killed"):
-        prepare_data.main([source, "--tokenizer=bytes", f"--data_dir={tmp_path}", "--procs=2"])
+    monkeypatch.setattr(text_sources, "CHUNK_CHARS", 1)
+    with pytest.raises(OSError, match="a worker was killed"):
+        prepare_data.run([source, "--tokenizer=bytes", f"--data_dir={tmp_path}", "--procs=2"])
+
+
+def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_data, "prepare", lambda **kwargs: stop())
+    with pytest.raises(SystemExit) as ended:
+        main(lambda: prepare_data.stoppable([]))
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on\n"
 
 
 def test_reading_keeps_little_ahead_of_the_workers():
@@ -525,21 +558,21 @@ def test_adopt_and_verify(tmp_path, capsys):
         shutil.copy(made / name, tmp_path / "nano")
     with pytest.raises(ValueError, match="no meta.json"):
         data.open_bin(tmp_path / "nano", "train")
-    prepare_data.main([f"--adopt={tmp_path / 'nano'}"])
+    prepare_data.run([f"--adopt={tmp_path / 'nano'}"])
     assert "--dataset=nano" in capsys.readouterr().out
     adopted = bins(tmp_path / "nano")["meta.json"]
     assert adopted["splits"] == bins(made)["meta.json"]["splits"]
     assert {key: adopted[key] for key in ("format", "dtype", "tokenizer", "vocab_size", "eot_id", "source")} == {
         "format": 1, "dtype": "<u2", "tokenizer": "gpt2", "vocab_size": 50257, "eot_id": 50256, "source": "adopted"
     }  # fmt: skip
-    prepare_data.main([f"--verify={tmp_path / 'nano'}"])
+    prepare_data.run([f"--verify={tmp_path / 'nano'}"])
     with pytest.raises(ValueError, match="has a meta.json already"):
         prepare_data.adopt(tmp_path / "nano", "gpt2")
     tokens = np.fromfile(made / "val.bin", dtype="<u2")
     tokens[3] ^= 1
     tokens.tofile(tmp_path / "nano" / "val.bin")
-    with pytest.raises(SystemExit, match="val.bin was changed"):
-        prepare_data.main([f"--verify={tmp_path / 'nano'}"])
+    with pytest.raises(ValueError, match="val.bin was changed"):
+        prepare_data.run([f"--verify={tmp_path / 'nano'}"])
 
 
 def test_adopt_refuses_what_is_no_bin(tmp_path):
@@ -592,8 +625,8 @@ def test_a_missing_text_field_names_those_there_are(tmp_path, monkeypatch):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "hub" / "train.parquet")
     with pytest.raises(ValueError, match=r"train.parquet.*body \(str\)"):
         prepare(str(tmp_path / "hub" / "train.parquet"), data_dir=tmp_path)
-    monkeypatch.setattr(prepare_data, "hub_revision", lambda repo, revision=None: "c" * 40)
-    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
+    monkeypatch.setattr(text_sources, "hub_revision", lambda repo, revision=None: "c" * 40)
+    monkeypatch.setattr(text_sources, "hub_name", hub_in_a_folder)
     with pytest.raises(ValueError, match=r"file 0 on the Hub.*body \(str\)"):
         prepare(str(tmp_path / "hub"), data_dir=tmp_path)
     folder = prepare(source, "bytes", data_dir=tmp_path, text_field="content", val_frac=0.5)
@@ -624,7 +657,7 @@ def test_a_split_without_text_is_refused(tmp_path):
     assert not list((tmp_path / "in.jsonl-gpt2").rglob("*.*"))
 
 
-def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
+def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
     def fail(self, repo, **kwargs):
@@ -632,10 +665,10 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     for source, revision in [("slimpajama-6b", "b5f90f419b7489cdba26fdbc8c022fcb5562f968"), ("some/dataset", "main")]:
-        with pytest.raises(SystemExit) as error:
-            prepare_data.main([source, f"--data_dir={tmp_path}", "--tokenizer=bytes"])
-        message = str(error.value.code)
-        assert "Name or service not known" in message and "\n" not in message
+        with pytest.raises(SystemExit):
+            main(lambda: prepare_data.run([source, f"--data_dir={tmp_path}", "--tokenizer=bytes"]))  # noqa: B023
+        (message,) = capsys.readouterr().err.splitlines()
+        assert "Name or service not known" in message
         assert "hf download" in message and f"--revision={revision}" in message and "stdlib" in message
     assert not list(tmp_path.iterdir())
 
@@ -655,8 +688,8 @@ def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, mon
         asked.append(revision)
         return "c" * 40
 
-    monkeypatch.setattr(prepare_data, "hub_name", hub_in_a_folder)
-    monkeypatch.setattr(prepare_data, "hub_revision", hub_revision)
+    monkeypatch.setattr(text_sources, "hub_name", hub_in_a_folder)
+    monkeypatch.setattr(text_sources, "hub_revision", hub_revision)
     folder = prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path)
     assert read_documents(folder, "train") == ["a", "b", "c"]
     assert read_documents(folder, "val") == ["d"]
@@ -673,10 +706,10 @@ def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, mon
 
 
 def test_names_of_hub_datasets():
-    assert prepare_data.hub_name("slimpajama-6b") == (
+    assert text_sources.hub_name("slimpajama-6b") == (
         "DKYoon/SlimPajama-6B",
         None,
         "b5f90f419b7489cdba26fdbc8c022fcb5562f968",
     )
-    assert prepare_data.hub_name("owner/name:config") == ("owner/name", "config", None)
-    assert prepare_data.hub_name("stdlib") is None
+    assert text_sources.hub_name("owner/name:config") == ("owner/name", "config", None)
+    assert text_sources.hub_name("stdlib") is None
