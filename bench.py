@@ -34,6 +34,7 @@ import prepare_data
 import scaling
 import text_sources
 from averaging import EMA, WindowAverage
+from bins import gpt2_encoding
 from config import load, main
 from model import Llama, Shape
 from parallel import autocast, choose_device, use_bf16
@@ -169,13 +170,13 @@ def bench_train(config):
 
 def encode(texts):
     """What a bare worker does: GPT-2's tokens of some texts as an array."""
-    encode_ordinary = prepare_data.gpt2_encoding().encode_ordinary
+    encode_ordinary = gpt2_encoding().encode_ordinary
     return np.concatenate([np.array(encode_ordinary(text), np.uint16) for text in texts])
 
 
 def bench_prepare(config):
     """prepare_data.py against a bare pool of tokenizers, which has the text in memory and drops the tokens."""
-    files, size, _ = text_sources.local_files("stdlib")
+    files, size, *_ = text_sources.local_files("stdlib")
     work = [list(filter(None, texts)) for _, texts, _ in text_sources.chunks(files, "text", (0, 0))]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with tempfile.TemporaryDirectory() as folder, context.Pool(initializer=encode, initargs=(["warm"],)) as pool:

