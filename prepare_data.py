@@ -282,8 +282,8 @@ def check_arguments(source, tokenizer, tokens, revision, val_frac, procs, encodi
             raise Mistake(f"{name}={number}: expected a whole number, at least 1")
     if not 0 < val_frac < 1:
         raise Mistake(f"val_frac={val_frac}: expected a share between 0 and 1")
-    if hub and encoding:
-        raise Mistake(f"encoding={encoding!r}: what the Hub gives is decoded already")
+    if encoding and (hub or source == "stdlib"):
+        raise Mistake(f"encoding={encoding!r}: goes with text files of your own, not with {source}")
     if revision and not hub:
         raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
     try:

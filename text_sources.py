@@ -82,8 +82,8 @@ def unfit(path, name):
         return "a broken link, or no plain file"
     if not name.lower().endswith(ENDINGS):
         last = Path(name).suffixes[-2 if path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip") else -1 :]
-        ending = "".join(last) or "missing"
-        return f"ending {ending}; only {' '.join(ENDINGS)} are read: convert them, or rename JSON lines to .jsonl"
+        ending = "".join(last) or "no ending"
+        return f"{ending} is not read, only {' '.join(ENDINGS)}; convert it, or rename it if its lines are JSON"
 
 
 def splits_of(names):
@@ -277,6 +277,7 @@ def open_text(path, encoding, newline):
     """Open a file of text, packed or not: in the encoding of its byte-order mark, else `encoding`, else UTF-8.
 
     UNDECODED stands for what is none. Mistake for UTF-16 without a mark, which UTF-8 would take for text with zeros.
+    The standard library, .py, is UTF-8, marks and all, for its bins to stay as they are.
     """
     packing = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     if packing:
@@ -285,7 +286,7 @@ def open_text(path, encoding, newline):
         raw = io.BufferedReader(pyarrow.input_stream(str(path), compression=packing), 1 << 20)
     else:
         raw = open(path, "rb", buffering=1 << 20)
-    start = raw.peek(4)[:4096]
+    start = b"" if path.suffix == ".py" else raw.peek(4)[:4096]
     marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
     if not (marked or encoding) and 10 * start.count(0) > len(start):
         raise Mistake("many of its bytes are zero, so it is not UTF-8 text; if it is UTF-16, give --encoding=utf-16-le")
@@ -338,7 +339,8 @@ def chunks(files, text_field, start, encoding=None):
                     texts, size = [], 0
         except Exception as error:  # arrow, json, datasets: each has its own for a damaged file
             where = file if isinstance(file, Path) else f"file {i} on the Hub"
-            raise Mistake(f"{where}, behind document {j}: {type(error).__name__}: {error}") from error
+            kind = "" if isinstance(error, Mistake) else f"{type(error).__name__}: "
+            raise Mistake(f"{where}, behind document {j}: {kind}{error}") from error
         if texts and (i + 1 == len(files) or files[i + 1][0] != split):
             yield split, texts, (i + 1, 0)
             texts, size = [], 0
