@@ -22,7 +22,7 @@ from data import FORMAT, RESTORE, check_tokens, read_meta
 
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
-NAME = re.compile(r"\w[\w.-]*")  # of a dataset: what --dataset takes, every file system, and a shell without quotes
+NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")  # of a dataset: what --dataset, file systems and shells take as it is
 HEADERS = {b"\x93NUMPY": "a file of numpy's own format", (20240520).to_bytes(4, "little"): "a bin of llm.c"}
 
 
@@ -167,15 +167,14 @@ def adopt(folder: Path, tokenizer: str) -> None:
     bins = {split: folder / f"{split}.bin" for split in ("train", "val")}
     dtypes = {split: dtype_of(path) for split, path in bins.items()}
     if len({*dtypes.values()}) > 1:
-        raise Mistake(f"{folder}: train.bin holds {dtypes['train']}, val.bin {dtypes['val']}; expected one kind")
+        raise Mistake(f"{folder}: one bin holds tokens of two bytes, the other of four; expected one kind")
     dtype, splits = dtypes["train"], {}
     for split, path in bins.items():
         counts, sha256 = scan(path, tokenizer, dtype)
         splits[split] = describe(tokenizer, counts, sha256)
         check_adopted(path, counts, tokenizer)
-    write_meta(
-        folder, {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None}, dtype, splits
-    )
+    settings = {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None}
+    write_meta(folder, settings, dtype, splits)
 
 
 def check_adopted(path, counts, tokenizer):
@@ -199,6 +198,8 @@ def check_adopted(path, counts, tokenizer):
 def verify(folder: Path) -> None:
     """Read the bins again; ValueError if they are not, to the bit, what meta.json says."""
     meta = read_meta(folder)
+    if meta["tokenizer"] not in TOKENIZERS:
+        raise Mistake(f"{folder} has tokens of {meta['tokenizer']!r}, which is none of {', '.join(TOKENIZERS)}")
     for split, info in meta["splits"].items():
         path = folder / f"{split}.bin"
         if describe(meta["tokenizer"], *scan(path, meta["tokenizer"], meta["dtype"])) != info:

@@ -9,8 +9,12 @@
 
 A document is a row, or a .py or .txt file (above 1 MiB cut at line ends into several). Its tokens end with one
 end-of-text token. Validation text is the source's own: the Hub's split `validation`, or local files or folders named
-train and val. Without one, documents are chosen by a hash of their text, a share of `val_frac`: whatever their order,
-and copies of a document on one side.
+val, by the rules in text_sources.py. Without one, documents are chosen by a hash of their text, a share of `val_frac`:
+whatever their order, and copies of a document on one side. Where that leaves a split empty, as it may with few
+documents, validation is the end of the tokens.
+
+A dataset is told from another by its options and the contents of its files: the same command again does nothing, or
+goes on, and with other text it is refused. One process at a time makes a dataset.
 
 The main process reads, workers tokenize, results are taken in order: the bins do not depend on the number of workers.
 Every SHARD_TOKENS they are saved as a shard. After a kill, the same command goes on behind the last shard (in the
@@ -264,7 +268,7 @@ def build(folder, settings, hub, found, procs):
             f"--val_frac than {val_frac}, or a folder with files or folders named train and val"
         )
     if not own and bins["val"][0] != ("val",):
-        print(f"by its hash no document, or every one, is of validation: it is the last {n_val:,} tokens instead")
+        print(f"the hash of documents would leave one split empty: validation is the last {n_val:,} tokens instead")
     splits, dtype = {}, token_dtype(TOKENIZERS[tokenizer].vocab_size).str
     for split, span in bins.items():
         join(folder / f"{split}.bin", shards, *span)

@@ -77,13 +77,12 @@ def walk(root, leave=()):
 def unfit(path, name):
     """Why a file below a folder cannot be used; None if it can."""
     if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
-        return "hidden"
+        return "it is hidden"
     if not path.is_file():
-        return "a broken link, or no plain file"
+        return "it is a broken link, or no plain file"
     if not name.lower().endswith(ENDINGS):
         last = Path(name).suffixes[-2 if path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip") else -1 :]
-        ending = "".join(last) or "no ending"
-        return f"{ending} is not read, only {' '.join(ENDINGS)}; convert it, or rename it if its lines are JSON"
+        return f"{''.join(last) or 'no ending'} is not read"
 
 
 def splits_of(names):
@@ -116,10 +115,10 @@ def choose(sizes):
         return [(None, name) for name in sizes], {}
     held_out, left_out = by_split["val"] + by_split["test"], {}
     if by_split["test"]:
-        left_out["a test split"] = by_split["test"]
+        left_out["it is a test split"] = by_split["test"]
     train_size, other_size = (sum(sizes[name] for name in by_split[split]) for split in ("train", None))
     if held_out and train_size > other_size and by_split[None]:
-        left_out["beside files named train, which hold more text"] = by_split[None]
+        left_out["files named train are beside it, and hold more"] = by_split[None]
         by_split[None] = []
     train = sorted(by_split["train"] + by_split[None])
     if by_split["val"]:
@@ -201,10 +200,13 @@ def revision_of(found, source, begun):
 def tell(source, found):
     """Say how many files are read, and which are not, and why."""
     n_val, n_left = sum(split == "val" for split, _ in found.files), sum(map(len, found.left_out.values()))
-    print(f"{source}: {len(found.files)} of {len(found.files) + n_left} files are read, {n_val} of them as validation")
+    how = f", {n_val} of them for validation" if n_val else ""
+    print(f"{source}: {len(found.files)} of {len(found.files) + n_left} files are used{how}")
     for why, names in found.left_out.items():
         shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-        print(f"  left out: {len(names)}, {why}: {shown}")
+        print(f"  left out, as {why}: {len(names)}, {shown}")
+    if any(why.endswith("is not read") for why in found.left_out):
+        print(f"  read are {' '.join(ENDINGS)}: convert the others; JSON lines need another name only")
 
 
 def hub_name(source):

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import pickle
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -28,7 +30,7 @@ import bins
 import data
 import prepare_data
 import text_sources
-from config import main
+from config import Mistake, main
 from prepare_data import prepare
 
 EOT = {"gpt2": 50256, "bytes": 256}
@@ -285,6 +287,208 @@ def test_own_validation_split_is_used(tmp_path, names, train, val):
     assert set(read_documents(folder, "val")) == val
 
 
+def write_texts(folder, *names, text="{} has a text of its own. "):
+    """A file for each name, the text of which is no other's."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.format(name) * 20)
+    return str(folder)
+
+
+def used(folder, *names):
+    """({names of training files}, {of validation files}, {reason: names}) of a folder of these files."""
+    found = text_sources.local_files(write_texts(folder, *names))
+    sides = {None: set(), "train": set(), "val": set()}
+    for split, path in found.files:
+        sides[split].add(path.relative_to(folder).as_posix())
+    assert not (sides[None] and (sides["train"] or sides["val"]))
+    return sides[None] | sides["train"], sides["val"], found.left_out
+
+
+BOOKS = {"a.txt", "book-2.txt", "c/d.TXT"}
+
+
+@pytest.mark.parametrize(
+    "names, val, left_out",
+    [
+        ({"train.txt", "val.txt"}, {"val.txt"}, set()),  # articles of that name, and yet one never knows
+        ({"val.txt"}, {"val.txt"}, set()),
+        (
+            {"Val/x.txt", "valid.txt", "validation-00000-of-00001.txt"},
+            {"Val/x.txt", "valid.txt", "validation-00000-of-00001.txt"},
+            set(),
+        ),
+        ({"dev.jsonl", "EVAL.txt"}, {"dev.jsonl", "EVAL.txt"}, set()),
+        ({"test.txt", "Test/x.txt"}, set(), {"test.txt", "Test/x.txt"}),
+        ({"test-driven.txt", "dev-diary.txt", "my.valid.txt", "unit_test.txt", "value.txt"}, set(), set()),
+        ({"my.train.txt", "my.valid.txt", "my.test.txt"}, {"my.valid.txt"}, {"my.test.txt"}),
+        ({"x-train/1.txt", "x-dev/1.txt", "y-dev/1.txt"}, {"x-dev/1.txt"}, set()),
+    ],
+)
+def test_held_out_text_is_never_trained_on_and_all_other_is(tmp_path, names, val, left_out):
+    train, found_val, found_left_out = used(tmp_path, *BOOKS, *names)
+    assert (train, found_val) == ((BOOKS | names) - val - left_out, val)
+    assert {name for names in found_left_out.values() for name in names} == left_out
+
+
+def test_files_beside_the_training_split_are_left_out_if_they_are_less(tmp_path):
+    write_texts(tmp_path, "train-0.txt", "train-1.txt", text="{} " + "x" * 1000)
+    train, val, left_out = used(tmp_path, "README.txt", "val.txt", "test.txt")
+    assert (train, val) == ({"train-0.txt", "train-1.txt"}, {"val.txt"})
+    assert sorted(left_out.values()) == [["README.txt"], ["test.txt"]]
+    assert used(tmp_path / "only", "test.txt", "val.txt") == ({"test.txt", "val.txt"}, set(), {})
+    found = text_sources.local_files(str(tmp_path / "only" / "test.txt"))  # who names it wants it
+    assert found.files == [(None, tmp_path / "only" / "test.txt")]
+
+
+def test_what_is_left_out_is_named(tmp_path, capsys):
+    names = {"a.txt": "a.txt", "b.TXT": "b.TXT", "c.json.gz": ".json.gz", "d.md": ".md", "e": "no ending"}
+    write_texts(tmp_path / "in", *names, "._a.txt", ".cache/x.txt", "test.txt", *(f"{i}.txt" for i in range(30)))
+    (tmp_path / "in" / "gone.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "in" / "pipe.txt")
+    prepare(str(tmp_path / "in"), "bytes", data_dir=tmp_path, procs=1)
+    said = capsys.readouterr().out
+    assert "in: 32 of 40 files are used" in said and "convert the others" in said
+    for line in [
+        "it is hidden: 2, '._a.txt', '.cache/x.txt'",
+        "it is a broken link, or no plain file: 2, 'gone.txt', 'pipe.txt'",
+        ".json.gz is not read: 1, 'c.json.gz'",
+        ".md is not read: 1, 'd.md'",
+        "no ending is not read: 1, 'e'",
+        "it is a test split: 1, 'test.txt'",
+    ]:
+        assert f"  left out, as {line}\n" in said
+    write_texts(tmp_path / "other", "c.json.gz")
+    with pytest.raises(ValueError, match="no file there ends in .txt .*there: c.json.gz"):
+        prepare(str(tmp_path / "other"), "bytes", data_dir=tmp_path)
+
+
+def test_links_to_folders_are_followed_and_never_in_circles(tmp_path):
+    write_texts(tmp_path / "elsewhere", "x.txt", "deep/y.txt")
+    (tmp_path / "in" / "own").mkdir(parents=True)
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "elsewhere" / "deep")  # of which there is enough
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "a-link-to-own").symlink_to("own")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    train, _, _ = used(tmp_path / "in", "own/z.txt")
+    assert train == {"again/y.txt", "linked/x.txt", "own/z.txt"}
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    write_texts(tmp_path, "a.txt", "closed/b.txt")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        text_sources.local_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "bytes"])
+def test_few_documents_have_two_splits_too(tmp_path, tokenizer, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_data, "SHARD_TOKENS", 5000)
+    text = " ".join(some_texts(500))
+    (tmp_path / "input.txt").write_text(text)
+    folder = prepare(str(tmp_path / "input.txt"), tokenizer, data_dir=tmp_path, procs=1)
+    train, val = (data.open_bin(folder, split)[0] for split in ("train", "val"))
+    whole = np.append(bins.encoder(tokenizer)(text), EOT[tokenizer])
+    assert np.array_equal(np.concatenate([train, val]), whole) and val.size == round(0.02 * whole.size)
+    assert f"validation is the last {val.size:,} tokens" in capsys.readouterr().out
+    all_val = prepare(str(tmp_path / "input.txt"), tokenizer, data_dir=tmp_path, name="x", val_frac=0.9999, procs=1)
+    assert 0 < data.open_bin(all_val, "train")[0].size < 100  # as the hash has the document in val
+
+
+def test_a_small_part_has_two_splits_too(tmp_path, monkeypatch):
+    texts = [text for text in some_texts(400) if prepare_data.hash_split(text.encode(), 0.02) == "train"]
+    source = write_jsonl(tmp_path / "in.jsonl", texts)
+    monkeypatch.setattr(text_sources, "CHUNK_CHARS", 100)
+
+    def part(n, name):
+        folder = prepare(source, "bytes", tokens=n, data_dir=tmp_path, name=name, procs=1)
+        return [data.open_bin(folder, split)[0] for split in ("train", "val")]
+
+    stream = np.concatenate([np.append(bins.encode_bytes(text), 256) for text in texts])
+    for n in (10_000, 10_050):
+        train, val = part(n, f"{n}")
+        assert train.size == n and val.size == round(0.02 * n)
+        assert np.array_equal(np.concatenate([train, val]), stream[: train.size + val.size])
+    train, val = part(10**9, "all")
+    assert np.array_equal(np.concatenate([train, val]), stream) and val.size == round(0.02 * stream.size)
+    write_jsonl(tmp_path / "own" / "train.jsonl", texts)
+    write_jsonl(tmp_path / "own" / "val.jsonl", ["", None])
+    with pytest.raises(ValueError, match="0 val tokens"):  # its own validation text is empty: no other takes its place
+        prepare(str(tmp_path / "own"), "bytes", tokens=1000, data_dir=tmp_path, procs=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encodings
+
+
+GERMAN = "Der große Bär läuft über die Straße. "
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize(
+    "encoding, given",
+    [
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("utf-32", None),
+        ("latin-1", "latin-1"),
+        ("cp1252", "cp1252"),
+        ("utf-16-le", "utf-16-le"),
+    ],
+)
+def test_encodings(tmp_path, encoding, given, ending):
+    texts = [f"{GERMAN}{i}\u00dc" for i in range(5)]
+    (tmp_path / "in").mkdir()
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts).encode(encoding)
+    (tmp_path / "in" / f"a{ending}").write_bytes(gzip.compress(lines) if ending.endswith("gz") else lines)
+    if ending == ".txt":
+        texts = ["\n".join(texts)]
+        (tmp_path / "in" / "a.txt").write_bytes(texts[0].encode(encoding))
+    read = list(text_sources.documents(tmp_path / "in" / f"a{ending}", "text", given))
+    assert read == texts
+
+
+@pytest.mark.parametrize("encoding", ["cp1251", "latin-1", "utf-16-le"])
+def test_text_in_another_encoding_is_refused_with_the_remedy(tmp_path, encoding):
+    text = "Съешь ещё этих булок. " if encoding == "cp1251" else GERMAN
+    for i in range(20):
+        (tmp_path / f"in/{i}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"in/{i}.txt").write_bytes(f"{text * 10}{i}".encode(encoding))
+    kwargs = {"source": str(tmp_path / "in"), "tokenizer": "bytes", "data_dir": tmp_path, "val_frac": 0.3, "procs": 1}
+    with pytest.raises(ValueError, match="--encoding="):
+        prepare(**kwargs)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    folder = prepare(**kwargs, encoding=encoding)
+    documents = read_documents(folder, "train") + read_documents(folder, "val")
+    assert sorted(documents) == sorted(f"{text * 10}{i}" for i in range(20))
+    meta = read_bins(folder)["meta.json"]
+    assert (meta["encoding"], meta["replaced_characters"]) == (encoding, 0)
+    with pytest.raises(ValueError, match=f"encoding={encoding}, not None"):
+        prepare(**kwargs)
+
+
+def test_replaced_characters_are_counted_and_shown(tmp_path, capsys):
+    good = f"{GERMAN} \ufffd is what others have replaced. "  # which is text, and no fault of this
+    rows = [{"text": good * 100}, {"text": "lone \udc00"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(tmp_path / "a.jsonl", "ab") as file:
+        file.write(b'{"text": "\xff and \xe4\xbd, \xe4\xbd\xa0"}\n')
+    prepare_data.run([str(tmp_path), "--tokenizer=bytes", "--name=x", "--val_frac=0.5", f"--data_dir={tmp_path}"])
+    assert "replaced by U+FFFD, as they are not in their file's encoding: 3 characters" in capsys.readouterr().out
+    folder = tmp_path / "x"
+    assert read_bins(folder)["meta.json"]["replaced_characters"] == 3
+    documents = read_documents(folder, "train") + read_documents(folder, "val")
+    assert {"lone \ufffd", "\ufffd and \ufffd, 你"} < set(documents)
+
+
 def test_a_long_text_file_is_cut_at_line_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(text_sources, "TEXT_CHARS", 1000)
     text = "".join(f"line {i}, with é\r\n" for i in range(1000))
@@ -510,6 +714,7 @@ def test_a_whole_dataset_is_left_alone_and_another_refused(tmp_path, monkeypatch
     kwargs = {"source": source, "tokenizer": "bytes", "data_dir": tmp_path, "name": "x", "val_frac": 0.1}
     made = read_bins(prepare(**kwargs))
     monkeypatch.setattr(prepare_data, "build", lambda *args: pytest.fail("built again"))
+    monkeypatch.setattr(prepare_data, "locked", lambda *args: pytest.fail("to be read only"))
     assert read_bins(prepare(**kwargs)) == made
     for change, word in [
         ({"tokenizer": "gpt2"}, "tokenizer=bytes, not gpt2"),
@@ -532,6 +737,87 @@ def test_half_made_with_other_settings_is_refused(tmp_path):
     run_and_kill(tmp_path / "x", 1, **kwargs)
     with pytest.raises(ValueError, match="tokens_asked=None, not 50"):
         prepare(**kwargs, tokens=50)
+
+
+def test_a_text_is_known_by_its_contents(tmp_path):
+    for name in ("A", "B"):
+        write_texts(tmp_path / name / "text", *(f"{i}.txt" for i in range(9)))
+        os.utime(tmp_path / name / "text" / "3.txt", (0, 0))
+    kwargs = {"tokenizer": "bytes", "data_dir": tmp_path, "val_frac": 0.3, "procs": 1}
+    folder = prepare(str(tmp_path / "A" / "text"), **kwargs)
+    assert prepare(str(tmp_path / "B" / "text"), **kwargs) == folder  # the same text, wherever it is
+    typo = tmp_path / "B" / "text" / "3.txt"
+    typo.write_text(typo.read_text().replace("own", "onw", 1))
+    os.utime(typo, (0, 0))
+    with pytest.raises(ValueError, match="revision=9 files, .*, not 9 files"):
+        prepare(str(tmp_path / "B" / "text"), **kwargs)
+
+
+def test_a_half_made_dataset_does_not_go_on_with_another_text(tmp_path):
+    write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(3000))
+    kwargs = {"source": str(tmp_path / "in"), "data_dir": tmp_path, "name": "x", "val_frac": 0.1}
+    run_and_kill(tmp_path / "x", 1, **kwargs)
+    path = tmp_path / "in" / "a.jsonl"
+    path.write_text(path.read_text().replace("0.2999 ", "0.2998 "))
+    with pytest.raises(ValueError, match="revision="):
+        prepare(**kwargs)
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    make_shards = prepare_data.make_shards
+
+    def meanwhile(*args, **kwargs):
+        write_jsonl(tmp_path / "in.jsonl", some_texts(100, seed=1))
+        return make_shards(*args, **kwargs)
+
+    monkeypatch.setattr(prepare_data, "make_shards", meanwhile)
+    with pytest.raises(ValueError, match="was changed while it was read"):
+        prepare(source, "bytes", data_dir=tmp_path, val_frac=0.1, procs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_datasets_made_when_contents_were_not_looked_at_are_still_known(tmp_path):
+    names = [f"{i}.txt" for i in range(9)]
+    source = write_texts(tmp_path / "in", *names)
+    kwargs = {"tokenizer": "bytes", "data_dir": tmp_path, "val_frac": 0.3, "procs": 1}
+    folder = prepare(source, **kwargs)
+    meta = read_bins(folder)["meta.json"]
+    sizes = [(tmp_path / "in" / name).stat().st_size for name in names]
+    state = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=8).hexdigest()  # the rule of then
+    meta["revision"] = f"9 files, {sum(sizes)} bytes, {state}"
+    del meta["encoding"], meta["replaced_characters"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    before = read_bins(folder)
+    assert prepare(source, **kwargs) == folder and read_bins(folder) == before
+    (tmp_path / "in" / "0.txt").write_text("another size")
+    with pytest.raises(ValueError, match="revision="):
+        prepare(source, **kwargs)
+
+
+def test_one_process_at_a_time_makes_a_dataset(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(3000))
+    kwargs = {"source": str(tmp_path / "in"), "data_dir": tmp_path, "name": "x", "val_frac": 0.1, "procs": 1}
+
+    def work():
+        prepare_data.read_about = prepare_data.check_replaced = lambda *args: time.sleep(600)
+        prepare(**kwargs)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    try:
+        while not (tmp_path / "x" / "shards.tmp" / "lock").exists():
+            assert process.is_alive()
+            time.sleep(0.005)
+        time.sleep(0.2)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="x is being made by another process"):
+                prepare(**kwargs)
+    finally:
+        process.kill()
+        process.join()
+    whole = read_bins(prepare(**kwargs))  # the lock ends with its process, whatever that left
+    assert whole == read_bins(prepare(**kwargs | {"name": "y"})) and len(whole) == 3
 
 
 def test_bins_of_another_origin_are_not_written_over(tmp_path):
@@ -586,6 +872,78 @@ def test_adopt_refuses_what_is_no_bin(tmp_path):
         bins.adopt(tmp_path, "gpt2")
 
 
+def write_adopted(folder, train, val=None):
+    folder.mkdir()
+    for name, tokens in (("train.bin", train), ("val.bin", train if val is None else val)):
+        (folder / name).write_bytes(tokens if isinstance(tokens, bytes) else tokens.tobytes())
+    return folder
+
+
+def test_adopted_bins_are_taken_for_what_they_are(tmp_path, capsys):
+    text = " ".join(some_texts(50))
+    ids = np.array([*bins.encoder("gpt2")(text), 50256], "<u2")
+    for i, good in enumerate([ids, ids.astype("<u4"), ids.astype("<i4"), ids[:-1]]):
+        folder = write_adopted(tmp_path / f"good{i}", good)
+        bins.adopt(folder, "gpt2")
+        tokens, meta = data.open_bin(folder, "train")
+        assert np.array_equal(tokens, ids[: tokens.size]) and meta["splits"]["val"]["tokens"] == good.size
+        bins.verify(folder)
+        assert ("no end-of-text token" in capsys.readouterr().out) == (i == 3)
+    array = tmp_path / "array.npy"
+    np.save(array, ids)
+    for i, (bad, message) in enumerate(
+        [
+            (ids.astype("<i8"), "int64.*astype"),
+            (ids[:0], "0 tokens"),
+            (ids[:1], "1 tokens"),
+            (ids % 65, "the largest of .* is 64"),
+            (text.encode("ascii", "ignore"), "plain text"),
+            (array.read_bytes(), "numpy's own format"),
+            (np.array([20240520, 1, ids.size], "<i4").tobytes() + ids.tobytes(), "llm.c"),
+        ]
+    ):
+        folder = write_adopted(tmp_path / f"bad{i}", bad)
+        with pytest.raises(ValueError, match=message):
+            bins.adopt(folder, "gpt2")
+        assert not (folder / "meta.json").exists()
+    with pytest.raises(ValueError, match="two bytes, the other of four"):
+        bins.adopt(write_adopted(tmp_path / "mixed", ids, ids.astype("<u4")), "gpt2")
+
+
+def test_a_meta_pkl_is_noticed_and_never_opened(tmp_path):
+    folder = write_adopted(tmp_path / "shakespeare_char", np.arange(500, dtype="<u2"))
+    (folder / "meta.pkl").write_bytes(b"cos\nmkdir\n(V" + str(tmp_path / "ran").encode() + b"\ntR.")
+    with pytest.raises(ValueError, match="meta.pkl.*--tokenizer=bytes"):
+        bins.adopt(folder, "gpt2")
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((folder / "meta.pkl").read_bytes())
+    assert (tmp_path / "ran").exists()  # the control
+
+
+def test_a_half_made_dataset_is_not_adopted(tmp_path):
+    folder = write_adopted(tmp_path / "x", np.array([1, 2, 50256], "<u2"))
+    (folder / "shards.tmp").mkdir()
+    (folder / "shards.tmp" / "000000.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="half made"):
+        bins.adopt(folder, "gpt2")
+
+
+def test_nothing_advises_to_delete():
+    for module in (bins, data, prepare_data, text_sources):
+        lines = Path(module.__file__).read_text().splitlines()
+        assert not [line for line in lines if "delete" in line.lower() and not line.partition("#")[2]]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"\xff", b'{"format": 1, "dtype": "<u2"}'])
+def test_a_damaged_meta_json_is_one_line(tmp_path, damage):
+    source = write_jsonl(tmp_path / "in.jsonl", some_texts(100))
+    folder = prepare(source, "bytes", data_dir=tmp_path, val_frac=0.1, procs=1)
+    (folder / "meta.json").write_bytes(damage)
+    for read in (lambda: prepare(source, "bytes", data_dir=tmp_path, val_frac=0.1), lambda: data.read_meta(folder)):
+        with pytest.raises(Mistake, match="meta.json is damaged: .*--adopt"):
+            read()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Mistakes
 
@@ -599,6 +957,22 @@ def test_unknown_options_say_what_is_possible(tmp_path):
         ({"val_frac": 1.5}, ["val_frac=1.5"]),
         ({"source": str(tmp_path)}, ["no file there ends in", ".jsonl"]),
         ({"revision": "main"}, ["revision='main'", "Hub"]),
+        ({"name": "."}, ["name='.'", "within data_dir"]),
+        ({"name": "a:b"}, ["name='a:b'", "letters, digits"]),
+        ({"name": "a,b"}, ["name='a,b'"]),
+        ({"name": "a b"}, ["name='a b'"]),
+        ({"name": "a@b"}, ["name='a@b'"]),
+        ({"name": "sub/a?"}, ["name='sub/a?'"]),
+        ({"name": "dot."}, ["name='dot.'"]),
+        ({"tokens": float("nan")}, ["tokens=nan", "whole number"]),
+        ({"tokens": 1.5}, ["tokens=1.5", "whole number"]),
+        ({"procs": 0}, ["procs=0", "at least 1"]),
+        ({"procs": -1}, ["procs=-1", "at least 1"]),
+        ({"val_frac": float("nan")}, ["val_frac=nan"]),
+        ({"val_frac": 0}, ["val_frac=0"]),
+        ({"encoding": "latin-1"}, ["encoding='latin-1'", "not with stdlib"]),
+        ({"source": __file__, "encoding": "utf-7.5"}, ["encoding='utf-7.5'", "cp1251"]),
+        ({"source": __file__, "encoding": "zip"}, ["encoding='zip'"]),
         ({"name": "../x"}, ["name='../x'", "within data_dir"]),
         ({"name": f"{tmp_path}-x"}, [f"name='{tmp_path}-x'", "within data_dir"]),
     ]:
@@ -696,6 +1070,27 @@ def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, mon
     pq.write_table(pa.table({"text": ["e"]}), tmp_path / "hub" / "test-00000.parquet")
     with pytest.raises(ValueError, match="no split named train, only test"):
         prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path, name="other")
+
+
+def test_what_is_printed_can_be_typed(tmp_path, capsys, monkeypatch):
+    source = write_jsonl(tmp_path / "odd : name, @ $(x) *?.jsonl", some_texts(50))
+    args = ["--tokenizer=bytes", "--val_frac=0.3", "--procs=1"]
+    prepare_data.run([source, *args, f"--data_dir={tmp_path / 'my data'}"])
+    typed = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    options = dict(word.lstrip("-").split("=") for word in typed[2:])
+    assert data.parse_mix(options["dataset"]) == {options["dataset"]: 1} and not set(options["dataset"]) & set(
+        " :,@$()*?"
+    )
+    folder = Path(options["data_dir"], options["dataset"])
+    data.open_bin(folder, "train")
+    (folder / "meta.json").unlink()
+    monkeypatch.chdir(folder)
+    prepare_data.run(["--adopt=.", "--tokenizer=bytes"])
+    assert f"--dataset={folder.name} " in capsys.readouterr().out
+    (folder / "meta.json").unlink()
+    folder.rename(folder.with_name("a:b"))
+    with pytest.raises(ValueError, match="rename the folder 'a:b'"):
+        prepare_data.run([f"--adopt={folder.with_name('a:b')}"])
 
 
 def test_names_of_hub_datasets():
