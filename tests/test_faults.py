@@ -819,7 +819,7 @@ def test_preparation_in_place_leaves_bins_that_look_whole(tmp_path, preparing):
     """The control: files written under their final names, and what is there taken for done, as many scripts do."""
     folder = tmp_path / "x"
     assert ends([preparing("x", write_in_place, at("prepare_data.write_meta", 1, die))]) == -signal.SIGKILL
-    os.truncate(folder / "train.bin", 1000), bins.adopt(folder, "bytes")
+    shutil.rmtree(folder / "shards.tmp"), os.truncate(folder / "train.bin", 1000), bins.adopt(folder, "bytes")
     with pytest.raises(AssertionError):
         taken_for_whole(folder)
 
