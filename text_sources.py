@@ -65,12 +65,13 @@ def walk(root, leave=()):
 
     for top in tops:  # those behind links come after all others, which keep their own names
         for folder, subfolders, inside in os.walk(top, onerror=stop):
-            real = os.path.realpath(folder)
-            subfolders[:] = [] if real in seen else sorted({*subfolders} - {*leave})
-            if real not in seen:
-                names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
-                tops += [Path(folder, name) for name in subfolders if Path(folder, name).is_symlink()]
+            subfolders[:] = sorted({*subfolders} - {*leave})
+            if (real := os.path.realpath(folder)) in seen:
+                subfolders.clear()
+                continue
             seen.add(real)
+            names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
+            tops += [Path(folder, name) for name in subfolders if Path(folder, name).is_symlink()]
     return sorted(names)
 
 
