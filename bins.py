@@ -99,6 +99,32 @@ def folder_of(data_dir, name, label, tokenizer):
     return folder
 
 
+def cut(state, settings, own):
+    """{split: (parts of the shards, first token, end)}: the tokens of a bin are these of those parts, joined in order.
+
+    The parts are as the source (`own`) or the hash has split the text. If the hash leaves one of them empty, as it may
+    where there are few documents, validation is the end of all tokens, a share of val_frac, whatever their documents.
+    """
+    n, limit, val_frac = state["train"] + state["val"], settings["tokens_asked"], settings["val_frac"]
+    if own or (state["train"] and state["val"]):
+        return {split: ((split,), 0, state[split]) for split in ("train", "val")}
+    n_train = n - round(n * val_frac)
+    if limit:
+        n_train = limit if n >= limit + round(limit * val_frac) else min(limit, n_train)
+    return {"train": (("train", "val"), 0, n_train), "val": (("train", "val"), n_train, n)}
+
+
+def join(path, shards, parts, first, end):
+    """Write tokens first .. end - 1 of those in these parts of the shards, one part after the other, to a bin."""
+    position = 0
+    with written(path) as file:
+        for shard in shards:
+            with np.load(shard) as arrays:  # checks the CRC
+                for tokens in (arrays[part] for part in parts):
+                    file.write(tokens[max(0, first - position) : max(0, end - position)].data)
+                    position += len(tokens)
+
+
 def scan(path, tokenizer, dtype):
     """(how often each token of the vocabulary is in a bin, sha256 of the bin). 4 s a GB.
 

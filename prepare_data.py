@@ -45,7 +45,7 @@ import numpy as np
 from tqdm import tqdm
 
 import text_sources
-from bins import SHARDS, TOKENIZERS, adopt, describe, encoder, folder_of, scan, verify, write_meta
+from bins import SHARDS, TOKENIZERS, adopt, cut, describe, encoder, folder_of, join, scan, verify, write_meta
 from checkpoint import written
 from config import Mistake, Parser, main
 from data import load_meta, read_meta, token_dtype
@@ -217,34 +217,8 @@ def check_replaced(state, settings, folder):
         )
 
 
-def cut(state, settings, own):
-    """{split: (parts of the shards, first token, end)}: the tokens of a bin are these of those parts, joined in order.
-
-    The parts are as the source (`own`) or the hash has split the text. If the hash leaves one of them empty, as it may
-    where there are few documents, validation is the end of all tokens, a share of val_frac, whatever their documents.
-    """
-    n, limit, val_frac = state["train"] + state["val"], settings["tokens_asked"], settings["val_frac"]
-    if own or (state["train"] and state["val"]):
-        return {split: ((split,), 0, state[split]) for split in ("train", "val")}
-    n_train = n - round(n * val_frac)
-    if limit:
-        n_train = limit if n >= limit + round(limit * val_frac) else min(limit, n_train)
-    return {"train": (("train", "val"), 0, n_train), "val": (("train", "val"), n_train, n)}
-
-
-def join(path, shards, parts, first, end):
-    """Write tokens first .. end - 1 of those in these parts of the shards, one part after the other, to a bin."""
-    position = 0
-    with written(path) as file:
-        for shard in shards:
-            with np.load(shard) as arrays:  # checks the CRC
-                for tokens in (arrays[part] for part in parts):
-                    file.write(tokens[max(0, first - position) : max(0, end - position)].data)
-                    position += len(tokens)
-
-
-def build(folder, settings, hub, found, procs):
-    """Text -> shards -> bins -> meta.json, going on behind the shards that are there."""
+def read_all(folder, settings, hub, found, procs):
+    """Text -> shards, going on behind those that are there: (their paths, state behind them, splits of the source?)"""
     tokenizer, val_frac = settings["tokenizer"], settings["val_frac"]
     encode_chunk(None, ["text"], tokenizer, val_frac)  # loads the tokenizer, or says what is wrong with it
     start_method = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
@@ -252,25 +226,31 @@ def build(folder, settings, hub, found, procs):
         with ProcessPoolExecutor(procs, start_method, start_worker, (tokenizer,)) as pool:
             pool.submit(len, "").result()  # they start here, before `datasets` brings threads: forks dislike them
             files, size = text_sources.hub_files(*hub, settings["revision"]) if hub else (found.files, found.size)
-            shards, state = make_shards(pool, files, size, folder / SHARDS, settings, ahead=4 * procs)
+            shards, state = make_shards(pool, files, size, folder, settings, ahead=4 * procs)
     except BrokenProcessPool as error:
         raise OSError("a worker was killed, for lack of memory? The same command goes on; try --procs=1") from error
     if found and text_sources.stamps_of(files) != found.stamps:
-        shutil.rmtree(folder / SHARDS)
+        shutil.rmtree(folder)
         raise Mistake(f"source={settings['source']!r} was changed while it was read: run the same command again")
-    own = files[0][0] is not None
-    bins = cut(state, settings, own)
-    n_train, n_val = (end - first for _, first, end in bins.values())
+    return shards, state, files[0][0] is not None
+
+
+def build(folder, settings, hub, found, procs):
+    """Text -> shards -> bins -> meta.json, going on behind the shards that are there."""
+    shards, state, own = read_all(folder / SHARDS, settings, hub, found, procs)
+    spans = cut(state, settings, own)
+    n_train, n_val = (end - first for _, first, end in spans.values())
     if not (n_train and n_val):
         shutil.rmtree(folder / SHARDS)
         raise Mistake(
             f"source={settings['source']!r} gave {n_train:,} train and {n_val:,} val tokens: take more text, another "
-            f"--val_frac than {val_frac}, or a folder with files or folders named train and val"
+            f"--val_frac than {settings['val_frac']}, or a folder with files or folders named train and val"
         )
-    if not own and bins["val"][0] != ("val",):
+    if spans["val"][0] != ("val",):
         print(f"the hash of documents would leave one split empty: validation is the last {n_val:,} tokens instead")
-    splits, dtype = {}, token_dtype(TOKENIZERS[tokenizer].vocab_size).str
-    for split, span in bins.items():
+    tokenizer, splits = settings["tokenizer"], {}
+    dtype = token_dtype(TOKENIZERS[tokenizer].vocab_size).str
+    for split, span in spans.items():
         join(folder / f"{split}.bin", shards, *span)
         splits[split] = describe(tokenizer, *scan(folder / f"{split}.bin", tokenizer, dtype))
     counts = {"empty_documents": state["empty"], "replaced_characters": state["replaced"]}
