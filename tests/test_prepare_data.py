@@ -1047,7 +1047,7 @@ def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, monkeypatch):
+def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, monkeypatch, capsys):
     for name, texts in [
         ("train-00000", ["a", "b"]),
         ("train-00001", ["c"]),
@@ -1067,6 +1067,7 @@ def test_hub_datasets_use_their_own_splits_and_keep_their_revision(tmp_path, mon
     folder = prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path)
     assert read_documents(folder, "train") == ["a", "b", "c"]
     assert read_documents(folder, "val") == ["d"]
+    assert "left out, splits of other names: test\n" in capsys.readouterr().out
     assert asked == [None, "c" * 40]  # the newest, then what it stands for
     prepare(str(tmp_path / "hub"), "bytes", data_dir=tmp_path)
     assert len(asked) == 2  # whole: nothing is asked again
