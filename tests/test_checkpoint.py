@@ -234,6 +234,23 @@ def damage(path):
     path.write_bytes(flipped(path.read_bytes(), 500, 0))
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, synced = tmp_path / "x.json", []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+    with checkpoint.written(path) as file:
+        file.write(b"old")
+        assert not path.exists()
+    assert path.read_bytes() == b"old" and synced == [str(tmp_path / ".x.json.tmp"), str(tmp_path)]
+    full, ours = OSError(28, "No space left on device"), OSError("our own words")
+    for error, words in ((full, f"[Errno 28] No space left on device: '{path}'"), (ours, "our own words")):
+        with pytest.raises(OSError) as caught, checkpoint.written(path) as file:
+            file.write(b"new")
+            raise error
+        assert str(caught.value) == words
+        assert contents(tmp_path) == {"x.json": b"old"}
+
+
 @pytest.mark.parametrize("step", [200, 300])  # in the place of one that is there, and as a new one
 @pytest.mark.parametrize("fault", ["torch.save", "os.replace", "os.fsync", "file size limit", "bad disk"])
 def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
