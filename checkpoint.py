@@ -197,5 +197,5 @@ def load_latest(folder, warn=True):
             if warn:
                 print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
     if steps:
-        raise ValueError(f"no checkpoint in {folder} is good: restore one, or delete the folder to begin anew")
+        raise ValueError(f"no checkpoint in {folder} is good: restore one, or choose another name for the run")
     return None

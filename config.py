@@ -275,6 +275,9 @@ def main(run, mistake=Mistake):
     except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except (*kinds, OSError, FloatingPointError) as error:
         if isinstance(error, OSError) and error.errno not in (None, *MACHINE):
             raise

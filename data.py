@@ -14,6 +14,7 @@ Each epoch brings every sequence of a bin once, in a new order, and moves the cu
 """
 
 import json
+import math
 from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
@@ -189,9 +190,10 @@ class TrainStream:
                [(0, "a"), (50_000, "a:0.5,b:0.5")], and each source then goes on behind what it has given before
     seq_len    tokens in a sequence, T
     data_seed  chooses orders and offsets
+    position   the first that will be read: datasets that only came before it need not be there
     """
 
-    def __init__(self, data_dir, history, seq_len, data_seed):
+    def __init__(self, data_dir, history, seq_len, data_seed, position=0):
         self.history, self.seq_len, self.data_seed = history, seq_len, data_seed
         self.segments = []  # (first position, {name: weight}, {name: sequences given before})
         given = {}
@@ -204,7 +206,9 @@ class TrainStream:
                     given[name], left = given.get(name, 0) + share, left - share
             self.segments.append((start, parse_mix(mix), dict(given)))
         self.bins, self.meta = {}, {}
-        for name in dict.fromkeys(name for _, weights, _ in self.segments for name in weights):
+        ends = [start for start, _, _ in self.segments[1:]] + [math.inf]
+        ahead = [weights for end, (_, weights, _) in zip(ends, self.segments, strict=True) if end > position]
+        for name in dict.fromkeys(name for weights in ahead for name in weights):
             self.bins[name], self.meta[name] = open_bin(Path(data_dir) / name, "train")
             size = self.bins[name].size
             if size < 2 * seq_len:
@@ -214,11 +218,8 @@ class TrainStream:
             several = " and ".join(name for name, _ in tokenizers)
             raise Mistake(f"dataset: a mix needs one tokenizer, not {several}; prepare them alike")
         ((self.tokenizer, self.vocab_size),) = tokenizers
-
-    @property
-    def sha256(self):
-        """{dataset: hash of its training tokens}"""
-        return {name: meta["splits"]["train"]["sha256"] for name, meta in self.meta.items()}
+        hashes = {name: meta["splits"]["train"].get("sha256") for name, meta in self.meta.items()}
+        self.sha256 = hashes  # of the training tokens; None if its meta.json has none
 
     def locate(self, position, count):
         """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
@@ -283,15 +284,21 @@ def open_data(config, start):
     config   options of train.py
     start    tracking.Start
     """
-    history = list(start.state["data"]["history"])
+    before, position = start.state["data"], start.state["progress"].get("position", 0)
+    history = list(before["history"])
     if not history or history[-1][1] != config.dataset:  # a branch may change the mix, from its first step on
-        history.append((start.state["progress"].get("position", 0), config.dataset))
-    stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed)
-    for name, sha256 in start.state["data"]["sha256"].items():
-        if stream.sha256[name] != sha256:
+        history.append((position, config.dataset))
+    stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed, position)
+    for name, sha256 in before["sha256"].items():
+        if stream.sha256.setdefault(name, sha256) != sha256:
             raise Mistake(
                 f"dataset {name!r} is not what {start.path} was trained on: restore that, or start another run"
             )
+    if before.get("tokenizer", stream.tokenizer) != stream.tokenizer:
+        raise Mistake(
+            f"dataset={config.dataset!r} has another tokenizer ({stream.tokenizer}) than what {start.path} was trained "
+            f"on ({before['tokenizer']}): prepare it alike"
+        )
     val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
     if (val.meta["tokenizer"], val.meta["vocab_size"]) != (stream.tokenizer, stream.vocab_size):

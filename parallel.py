@@ -13,11 +13,16 @@ library's all-reduce adds in an order of its own: runs repeat themselves there, 
 
 import contextlib
 import os
+import shutil
+import signal
+import threading
 
 import torch
 import torch.distributed as dist
 
 from config import Mistake
+
+WAIT_S = 5  # for other ranks, before it is told
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Devices and precision
@@ -27,6 +32,16 @@ def check_device(name):
     """Raise Mistake for a kind of device that torch does not find here."""
     if name == "cuda" and not torch.cuda.is_available():
         raise Mistake("device='cuda': torch sees no CUDA device here; use --device=cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise Mistake("device='mps': torch sees no Apple GPU here; use --device=cpu")
+
+
+def check_compiler():
+    """Raise Mistake if torch.compile would find no C++ compiler."""
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
+        raise Mistake(
+            "compile=True needs a C++ compiler, and there is no g++ or clang++: install one, or --compile=False"
+        )
 
 
 def check_batch(global_batch_size, micro_batch_size, world_size):
@@ -44,11 +59,13 @@ def check_batch(global_batch_size, micro_batch_size, world_size):
 
 
 def choose_device(name, index=0):
-    """The device for "auto", "cpu" or "cuda"; CUDA, the GPU of `index`, is set up to give the same bits every time.
+    """The device for "auto", "cpu", "cuda" or "mps"; CUDA, the GPU of `index`, is set up to repeat itself to the bit.
 
-    Mistake if there are not that many GPUs.
+    Mistake if there are not that many GPUs. Apple's "mps" has not been tested.
     """
     check_device(name)
+    if name == "mps":
+        return torch.device("mps")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if index >= (gpus := torch.cuda.device_count()):
@@ -87,20 +104,54 @@ def to_device(tensor, device):
 # Ranks
 
 
+def read_launcher(environment):
+    """(rank, world_size, local_rank) as torchrun says, (0, 1, 0) if it says nothing; Mistake if that makes no sense."""
+    said = {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environment}
+    if not said:
+        return 0, 1, 0
+    shown = ", ".join(f"{name}={value}" for name, value in said.items())
+    remedy = "start with torchrun, which sets all, or unset them"
+    if len(said) < 3 or not all(value.isdigit() for value in said.values()):
+        raise Mistake(f"{shown}: a launcher sets RANK, WORLD_SIZE and LOCAL_RANK, to whole numbers; {remedy}")
+    rank, world_size, local_rank = map(int, said.values())
+    if not local_rank <= rank < world_size:
+        raise Mistake(f"{shown}: expected LOCAL_RANK <= RANK < WORLD_SIZE; {remedy}")
+    if world_size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        raise Mistake(f"{shown}, but no MASTER_ADDR and MASTER_PORT: {remedy}")
+    return rank, world_size, local_rank
+
+
+@contextlib.contextmanager
+def waiting(what):
+    """Say what is waited for, if it takes more than WAIT_S seconds; meanwhile Ctrl-C ends the process at once."""
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    timer = threading.Timer(WAIT_S, print, [f"{what} at {where}; Ctrl-C ends it"], {"flush": True})
+    timer.daemon = True
+    timer.start()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would wait until torch is done
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        timer.cancel()
+
+
 class Ranks:
     """This rank among all of them: `rank`, `world_size`, `device`; `is_main` on the one that prints and writes."""
 
     def __init__(self, device):
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world_size, local_rank = read_launcher(os.environ)
         self.is_main = self.rank == 0
-        self.device = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = choose_device(device, local_rank)
+        self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # of sums; mps has no fp64
 
     @contextlib.contextmanager
     def connected(self):
         """A context in which sums can be made: the other ranks are there."""
         several = self.world_size > 1
         if several:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            with waiting(f"rank {self.rank} waits for the others of {self.world_size} ranks"):
+                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         try:
             yield
         finally:
@@ -116,7 +167,7 @@ class Ranks:
 
     def sum(self, *values):
         """Sums over ranks, in fp64, of numbers or tensors of numbers: a flat list of floats."""
-        flat = [torch.as_tensor(value, dtype=torch.float64, device=self.device).reshape(-1) for value in values]
+        flat = [torch.as_tensor(value, dtype=self.sum_dtype, device=self.device).reshape(-1) for value in values]
         flat = torch.cat(flat)
         if self.world_size > 1:
             dist.all_reduce(flat)

@@ -109,14 +109,14 @@ def check_folder(folder, runs, path):
         if config is None:
             raise Mistake(
                 f"{folder} belongs to another study: {path} has no run {file.parent.relative_to(folder)}; "
-                "give this one another name, or delete that run's folder"
+                "give this one another name, or move that run's folder away"
             )
         before = from_record(Config, there, file)
         for name in options_of_result():
             if (now := getattr(config, name)) != before[name]:
                 raise Mistake(
                     f"{folder} belongs to another study: its run {file.parent.name} has {name}={before[name]!r}, "
-                    f"here it is {now!r}; give this one another name, or delete that run's folder"
+                    f"here it is {now!r}; give this one another name, or move that run's folder away"
                 )
 
 

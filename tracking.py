@@ -1,7 +1,7 @@
 """A run's folder: where it starts; config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
 
     start = find_start(config, run)                         # its newest checkpoint, one to branch from, or neither
-    folder = RunFolder(run, config, log_from=run / "log.jsonl", start=1000)   # ValueError if another process trains it
+    folder = RunFolder(run, config, log_from=run / "log.jsonl", start=1000)   # Mistake if another process trains it
     folder.log({"step": 1010, "train_loss": 3.2})
     folder.finish(result)
 
@@ -11,7 +11,6 @@ when it resumes, those of its ancestor when it is a branch. So it is always whol
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -26,6 +25,11 @@ import checkpoint
 from checkpoint import written
 from config import HERE, Mistake, from_record, mistakes, names
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 FORMAT = 1  # of what train.py saves
 WANDB_PROJECT = "cooldown"
 REPEAT_S = 2.0  # signals that come closer together are one
@@ -33,9 +37,9 @@ WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer th
 
 
 def check_folder(out_dir, name):
-    """Raise ValueError unless the run's folder lies in `out_dir` and can be written to; write nothing."""
+    """Raise Mistake unless the run's folder lies in `out_dir` and can be written to; write nothing."""
     run = Path(out_dir) / name
-    if Path(out_dir).resolve() not in run.resolve().parents:
+    if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:  # a link may lead elsewhere
         raise Mistake(f"name={name!r}: the run's folder has to lie within out_dir={out_dir!r}")
     there = next(p for p in (run, *run.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
@@ -46,6 +50,8 @@ def check_folder(out_dir, name):
 # Where a run starts
 
 NEW = {"progress": {"step": 0}, "averages": {}, "data": {"history": [], "sha256": {}}}  # as a checkpoint would say it
+EVIDENT = ("name", "init_from", "stop_at")  # options whose change says itself
+PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # of a checkpoint
 
 
 @dataclasses.dataclass
@@ -53,7 +59,7 @@ class Start:
     """Where a run starts: with new weights, from its own newest checkpoint, or as a branch of another run."""
 
     how: str  # "new", "resumed" or "branch"
-    log: Path  # whose lines up to this step are those of the run, too
+    log: Path | None  # whose lines up to this step are those of the run, too; None: no log is known to be
     state: dict = dataclasses.field(default_factory=lambda: NEW)  # what the checkpoint holds
     path: Path | None = None  # the checkpoint
     options: dict = dataclasses.field(default_factory=dict)  # those it was trained with
@@ -62,12 +68,37 @@ class Start:
     def __post_init__(self):
         self.step = self.state["progress"]["step"]
 
-    def changes(self, config):
-        """[(option, before, now)] of the options that a run changes when it resumes."""
-        if self.how != "resumed":
-            return []
-        pairs = [(name, before, getattr(config, name)) for name, before in self.options.items()]
-        return [(name, before, now) for name, before, now in pairs if before != now and name != "stop_at"]
+    def first_change_of_lr(self, config, make_schedule):
+        """(step, lr then, lr now) of the first update made so far that would have another learning rate now, or None.
+
+        None means that what follows is the rest of the schedule that began at step 0.
+        """
+        if not self.options:
+            return None
+        before = type(config)(**self.options)
+        then, now = make_schedule(before), make_schedule(config)
+        for step in range(self.step):
+            lrs = before.lr * then(step), config.lr * now(step)
+            if not math.isclose(*lrs, rel_tol=1e-9):
+                return step, *lrs
+        return None
+
+    def tell(self, config, lr_change, begun):
+        """Print where the run starts, and all that is other than the checkpoint's run would have it."""
+        print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
+        for name, before in self.options.items():
+            now = getattr(config, name)
+            if before != now and name not in EVIDENT:
+                print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
+        if lr_change:
+            print(
+                "warning: from step {} on this is not the rest of its schedule: update {} was made at lr {:.4g}, "
+                "here its lr is {:.4g}".format(self.step, *lr_change)
+            )
+        for name in begun:
+            print(f"{name}: this average begins at step {self.step}; {self.path} has none like it")
+        if self.how == "branch" and self.log is None:
+            print(f"log: it begins at step {self.step}, as no log beside {self.path} is known to be of its run")
 
 
 def find_start(config, run, warn=True):
@@ -79,40 +110,125 @@ def find_start(config, run, warn=True):
     """
     with mistakes():
         own = checkpoint.load_latest(run / "ckpt", warn)
-        if own is None and config.init_from is None:
-            return Start("new", run / "log.jsonl")
-        state, path = own or (checkpoint.load(config.init_from), Path(config.init_from))
-    if state.get("format") != FORMAT:
-        raise Mistake(f"{path} is not a checkpoint of this code (format {FORMAT})")
+    if own:
+        return resume(config, run, *own, warn)
+    if (run / "result.json").is_file():  # its checkpoints were removed to save space
+        options = from_record(type(config), read_json(run / "config.json"), run / "config.json", warn)
+        return Start("resumed", run / "log.jsonl", options=options, result=read_result(config, run, options))
+    check_begun(config, run)
+    if config.init_from is None:
+        return Start("new", None)
+    state, path = read_checkpoint(config.init_from), Path(config.init_from)
     options = from_record(type(config), state["config"], path, warn)
-    for name in names(type(config), "model", "run") if own else names(type(config), "model"):
-        before, now = options[name], getattr(config, name)
-        if before != now:
-            remedy = f"choose another --name, or delete {run}" if own else "a branch has to keep it"
-            raise Mistake(f"{name}={now!r}, but {path} was trained with {before!r}: {remedy}")
-    step = state["progress"]["step"]
-    if step > config.total_steps - (own is None):
-        raise Mistake(f"total_steps={config.total_steps}: {path} is past it already; train longer")
-    if config.stop_at is not None and step > config.stop_at:
-        raise Mistake(f"stop_at={config.stop_at}: {path} is past it already")
-    if not own:
-        return Start("branch", path.parent.parent / "log.jsonl", state, path, options)
-    result = read_result(config, run, options) if step == config.total_steps else None
+    check_kept(config, options, names(type(config), "model"), path, "a branch has to keep it")
+    check_length(config, state, path, least=1)
+    return Start("branch", log_of(path, options), state, path, options)
+
+
+def resume(config, run, state, path, warn):
+    """The start of a run from its own checkpoint."""
+    check_checkpoint(state, path)
+    options = from_record(type(config), state["config"], path, warn)
+    check_kept(config, options, names(type(config), "model", "run"), path, "choose another --name")
+    check_length(config, state, path, least=0)
+    finished = state["progress"]["step"] == config.total_steps and (run / "result.json").is_file()
+    result = read_result(config, run, options) if finished else None
     return Start("resumed", run / "log.jsonl", state, path, options, result)
 
 
-def read_result(config, run, options):
-    """What the result.json of a run says that was trained with `options`; None if there is none.
+def read_checkpoint(path):
+    """Read and check a checkpoint of train.py; Mistake says in one line what else a file is."""
+    with mistakes():
+        state = checkpoint.load(path)
+    check_checkpoint(state, path)
+    return state
 
-    Mistake if `config` asks for another result, which would be for nothing.
-    """
-    if not (run / "result.json").is_file():
-        return None
-    for name, before in options.items():
+
+def check_checkpoint(state, path):
+    """Raise Mistake unless `state` is what train.py saves."""
+    if not isinstance(state, dict):
+        raise Mistake(f"{path} holds a {type(state).__name__}, not a checkpoint of train.py")
+    if missing := [name for name in PARTS if not isinstance(state.get(name), dict)]:
+        raise Mistake(f"{path} is not a checkpoint of train.py: it has no {', '.join(missing)}")
+    if state.get("format") != FORMAT:
+        raise Mistake(f"{path} is a checkpoint of format {state.get('format')}, and this code reads {FORMAT}")
+
+
+def check_kept(config, before, kept, path, remedy):
+    """Raise Mistake if an option that has to stay as it was is another."""
+    for name in kept:
         now = getattr(config, name)
-        if before != now and name not in names(type(config), "free"):
-            raise Mistake(f"{name}={now!r}, but {run} is finished with {before!r}: choose another --name")
-    return json.loads((run / "result.json").read_text())
+        if before[name] != now and not (name == "init_from" and same_file(before[name], now)):
+            raise Mistake(f"{name}={now!r}, but {path} was trained with {before[name]!r}: {remedy}")
+
+
+def same_file(a, b):
+    return None not in (a, b) and Path(a).resolve() == Path(b).resolve()
+
+
+def check_length(config, state, path, least):
+    """Raise Mistake unless at least so many steps are left."""
+    step = state["progress"]["step"]
+    if step > config.total_steps - least:
+        raise Mistake(f"total_steps={config.total_steps}: {path} is past it already; train longer")
+    if config.stop_at is not None and step > config.stop_at:
+        raise Mistake(f"stop_at={config.stop_at}: {path} is past it already")
+
+
+def check_begun(config, run):
+    """Raise Mistake if a folder without a checkpoint holds a run that had one."""
+    begun = [step for step in (*config.save_at, config.save_every, config.stop_at, config.total_steps) if step]
+    lines = read_log(run / "log.jsonl", math.inf)
+    step = json.loads(lines[-1])["step"] if lines else 0
+    if step > min(begun):
+        raise Mistake(
+            f"{run} holds the log of a run up to step {step:,}, but no checkpoint: restore its ckpt/, "
+            "or choose another --name"
+        )
+
+
+def log_of(path, options):
+    """The log of the run that a checkpoint is of, if it lies where that run left it; else None."""
+    run = path.absolute().parent.parent
+    if path.absolute().parent.name != "ckpt" or not (run / "config.json").is_file():
+        return None
+    there = read_json(run / "config.json")
+    alike = all(there.get(name) == options[name] for name in ("name", "seed", "data_seed", "dataset", "n_embd"))
+    return run / "log.jsonl" if alike else None
+
+
+def read_json(path):
+    """Read a JSON object; Mistake if it is damaged or missing."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        found = None
+    if not isinstance(found, dict):
+        raise Mistake(f"{path} is missing or damaged: restore it from a copy, or choose another --name")
+    return found
+
+
+def read_result(config, run, options):
+    """What the result.json of a finished run says that was trained with `options`.
+
+    Mistake if `config` asks for another result, which would be for nothing; FloatingPointError if it diverged.
+    """
+    free = names(type(config), "free")
+    check_kept(
+        config, options, [name for name in options if name not in free], f"the finished {run}", "choose another --name"
+    )
+    result = read_json(run / "result.json")
+    check_result(result, run)
+    return result
+
+
+def check_result(result, run):
+    """Raise FloatingPointError if a run ended without a loss that is a number."""
+    if result["val_loss"] is None:
+        raise FloatingPointError(
+            f"{run} has ended at step {result['step']}, and its validation loss is not a number: training diverged; "
+            "lower --lr, and choose another --name"
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -129,12 +245,9 @@ class RunFolder:
     def __init__(self, path, config, log_from, start, evaluated=True):
         self.path, self.wandb = path, None
         path.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        except BlockingIOError:
-            os.close(self.lock)
-            raise Mistake(f"{path} is being trained by another process: wait, or choose another --name") from None
+        self.lock = lock(path)
+        if self.lock is None:
+            raise Mistake(f"{path} is being trained by another process: wait, or choose another --name")
         (path / "result.json").unlink(missing_ok=True)
         with written(path / "config.json") as file:
             file.write((json.dumps(config, indent=1) + "\n").encode())
@@ -162,16 +275,16 @@ class RunFolder:
     def log(self, entry, left_s=None):
         """Append one line, and print it; numbers that are not finite become null, as JSON has none."""
         print(describe(entry, left_s), flush=True)
-        entry = {k: v if math.isfinite(v) else None for k, v in entry.items()}
+        entry = finite(entry)
         self.stream.write(json.dumps(entry) + "\n")
         if self.wandb:
             with self.optional_wandb():
                 self.wandb.log(entry, step=entry["step"])
 
     def finish(self, result):
-        """Write result.json, which says that the run reached its end."""
+        """Write result.json, which says that the run reached its end; numbers that are not finite become null."""
         with written(self.path / "result.json") as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
+            file.write((json.dumps(finite(result), indent=1) + "\n").encode())
 
     def close(self):
         self.stream.close()
@@ -193,18 +306,30 @@ def keep_code(folder):
             shutil.copy(file, folder)
 
 
+def lock(path):
+    """Lock a folder for this process, until that ends, however it does: a handle to close; None if another has it."""
+    if fcntl is None:  # Windows has other locks: two processes at one run are not noticed there
+        return os.open(os.devnull, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except OSError as error:
+        os.close(handle)
+        raise Mistake(f"{path} is on a file system without locks ({error}): choose an --out_dir on another") from None
+
+
 def is_locked(path):
     """Whether a process is training in a run's folder."""
     if not path.is_dir():
         return False
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
+    handle = lock(path)
+    if handle is not None:
         os.close(handle)
-    return False
+    return handle is None
 
 
 @contextlib.contextmanager
@@ -232,19 +357,32 @@ def caught_signals():
             signal.signal(number, handler)
 
 
+def finite(entry):
+    """A dict with None for numbers that are not finite, as JSON has none."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+
+
+FORMS = {
+    "train_loss": "loss {:.4f}",
+    "z_loss": "z-loss {:.4f}",
+    "lr": "lr {:.2e}",
+    "grad_norm": "norm {:.2f}",
+    "tokens_per_s": "{:,.0f} tokens/s",
+    "mfu": "mfu {:.1%}",
+    "skipped": "SKIPPED, as the gradient is not finite",
+    "window_steps": "over {} steps",
+}
+
+
 def describe(entry, left_s=None):
-    """A log line for people."""
-    forms = {
-        "train_loss": "loss {:.4f}",
-        "z_loss": "z-loss {:.4f}",
-        "lr": "lr {:.2e}",
-        "grad_norm": "norm {:.2f}",
-        "tokens_per_s": "{:,.0f} tokens/s",
-    }
-    forms |= {"mfu": "mfu {:.1%}", "skipped": "SKIPPED, as the gradient is not finite", "val_loss": "val loss {:.4f}"}
-    forms |= {"val_loss_window": "window {:.4f}", "window_steps": "over {} steps", "val_loss_ema": "ema {:.4f}"}
-    parts = [form.format(entry[name]) for name, form in forms.items() if name in entry]
-    return "  ".join([f"step {entry['step']:>6}", *parts] + ([] if left_s is None else [f"{clock(left_s)} left"]))
+    """A log line for people: known numbers in their forms, all losses by their names."""
+    parts = [f"step {entry['step']:>6}"]
+    for name, value in entry.items():
+        if name.startswith("val_loss"):
+            parts.append(f"{name.removeprefix('val_loss_').replace('_', ' ')} {value:.4f}")
+        elif name in FORMS:
+            parts.append(FORMS[name].format(value))
+    return "  ".join(parts + ([] if left_s is None else [f"{clock(left_s)} left"]))
 
 
 def clock(seconds):
@@ -253,9 +391,11 @@ def clock(seconds):
 
 
 def read_log(path, last_step, evaluated=True):
-    """Lines of a log.jsonl up to step `last_step` (none for 0), without one that a kill cut off."""
+    """Lines of a log.jsonl, if there is one, up to step `last_step` (none for 0), without one that a kill cut off."""
     lines = []
-    for line in path.read_text().splitlines() if last_step and path.is_file() else ():
+    if not last_step or not path or not path.is_file():
+        return lines
+    for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             entry = json.loads(line)
             again = entry["step"] == last_step and "val_loss" in entry and not evaluated

@@ -33,8 +33,8 @@ import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
 from model import Llama, Shape
-from parallel import Ranks, add_by_halves, autocast, check_batch, check_device, chunk_losses, use_bf16
-from tracking import FORMAT, RunFolder, caught_signals, check_folder, clock, find_start
+from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
+from tracking import FORMAT, RunFolder, caught_signals, check_folder, check_result, clock, find_start, finite
 
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
@@ -110,7 +110,7 @@ class Config:
     save_at: tuple[int, ...] = option((), "free", least=1)  # steps saved and kept for ever, to branch from
     wandb: str = option("off", "free", choices=("off", "online", "offline"))  # track with Weights & Biases, too
     # machine
-    device: str = option("auto", "free", choices=("auto", "cpu", "cuda"))  # auto: cuda if there is one
+    device: str = option("auto", "free", choices=("auto", "cpu", "cuda", "mps"))  # auto: cuda if there is one
     dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
 
@@ -152,6 +152,7 @@ class Progress:
     skipped_in_a_row: int = 0
     train_s: float = 0.0  # seconds spent in updates
     train_loss: float | None = None  # of the last update
+    lr_changed_at: int | None = None  # step from which on the learning rates are not those of one run from step 0
     losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
 
 
@@ -183,6 +184,9 @@ def train(config):
 
     # data, model, optimizer, averages: all that can be refused is, before anything is written
     at = Progress(**start.state["progress"])
+    lr_change = start.first_change_of_lr(config, make_schedule)
+    if lr_change:
+        at.lr_changed_at = at.step
     stream, val = open_data(config, start)
     shape = Shape.of(config, stream.vocab_size)
     raw_model = Llama(shape, config.seed).to(device)
@@ -202,6 +206,8 @@ def train(config):
                 begun.append(name)
     start.state = None  # frees the memory of the checkpoint
     compiled = device.type == "cuda" if config.compile is None else config.compile
+    if compiled:
+        check_compiler()
     model = torch.compile(raw_model, dynamic=False) if compiled else raw_model
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
@@ -245,7 +251,7 @@ def train(config):
             "optimizer": optimizer.state_dict(),
             "averages": {name: average.state_dict() for name, average in averages.items()},
             "progress": dataclasses.asdict(at),
-            "data": {"history": stream.history, "sha256": stream.sha256},
+            "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
             "config": to_record(config),
             "versions": {"torch": str(torch.__version__), "threads": torch.get_num_threads()},
         }
@@ -262,19 +268,17 @@ def train(config):
             at_exit.callback(folder.close)
             if start.how == "resumed":  # a kill may have come between a save and this
                 checkpoint.prune(run / "ckpt", at.step, config.keep, config.save_at)
-            tokens = config.total_steps * tokens_per_step
+            left = config.total_steps - at.step
+            tokens = at.position * config.seq_len + left * tokens_per_step
             print(
                 f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
                 f"on {ranks.world_size} x {device.type}\n"
                 f"step: {config.global_batch_size} sequences x {config.seq_len} = {tokens_per_step:,} tokens, "
                 f"{accum_steps} x {config.micro_batch_size} sequences per rank\n"
-                f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter\n"
-                f"from: {f'step {at.step} of {start.path}' if start.path else 'new weights'}"
+                f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter; "
+                f"to train: {left:,} steps = {left * tokens_per_step:,} tokens"
             )
-            for name, before, now in start.changes(config):
-                print(f"changed: {name}={now!r}, until step {at.step} it was {before!r}")
-            for name in begun:
-                print(f"{name}: this average begins at step {at.step}; {start.path} has none like it")
+            start.tell(config, lr_change, begun)
         received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
         stop, failed_saves, interval_steps, interval_s, step_s = False, 0, 0, 0.0, 0.0
@@ -307,7 +311,7 @@ def train(config):
             # the gradient: of the mean over all tokens of the step
             began = time.perf_counter()
             optim.set_lr(optimizer, schedule(step))
-            sums, halves = torch.zeros(1 + len(z_loss), dtype=torch.float64, device=device), []
+            sums, halves = torch.zeros(1 + len(z_loss), dtype=ranks.sum_dtype, device=device), []
             for micro_step in range(accum_steps):
                 with autocast(device, bf16):
                     loss = model(tokens[:, :-1], tokens[:, 1:], **z_loss)  # a sum over tokens, with z-loss two
@@ -321,13 +325,13 @@ def train(config):
 
             # the update, unless the gradient is not finite; its norm is the same on all ranks, so they decide alike
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
-            finite = math.isfinite(norm)
-            if finite:
+            is_finite = math.isfinite(norm)
+            if is_finite:
                 optimizer.step()
             else:
                 at.skipped += 1
             optimizer.zero_grad()
-            at.skipped_in_a_row = 0 if finite else at.skipped_in_a_row + 1
+            at.skipped_in_a_row = 0 if is_finite else at.skipped_in_a_row + 1
             at.step += 1
             at.position += config.global_batch_size
             at.train_loss, at.losses = loss_sum / tokens_per_step, None
@@ -344,7 +348,7 @@ def train(config):
                 step_s = 0.9 * step_s + 0.1 * seconds
 
             # log
-            due = every(config.log_every, at.step) or not finite
+            due = every(config.log_every, at.step) or not is_finite
             if folder and due:
                 speed = interval_steps / interval_s  # steps per second, evaluations and saves left out
                 line = {**counters(), "train_loss": at.train_loss, "lr": config.lr * schedule(step), "grad_norm": norm}
@@ -354,7 +358,7 @@ def train(config):
                     line["mfu"] = flops_per_s / (peak_flops * ranks.world_size)
                 if z_loss:
                     line["z_loss"] = z_loss_sum[0] / tokens_per_step
-                if not finite:
+                if not is_finite:
                     line["skipped"] = at.skipped
                 folder.log(line, left_s=step_s * ((config.stop_at or config.total_steps) - at.step))
                 interval_steps, interval_s = 0, 0.0
@@ -372,9 +376,14 @@ def train(config):
             return None
         result = {"name": config.name, **counters(), "n_params": n_params, "train_loss": at.train_loss}
         result |= {**at.losses, "skipped": at.skipped, "train_s": round(at.train_s, 3)}
+        if at.lr_changed_at is not None:
+            result["lr_changed_at"] = at.lr_changed_at
+        result = finite(result)
         if folder:
             folder.finish(result)
-            print(f"{run} is finished: val loss {at.losses['val_loss']:.4f} after {clock(at.train_s)} of training")
+        check_result(result, run)
+        if folder:
+            print(f"{run} is finished: val loss {result['val_loss']:.4f} after {clock(at.train_s)} of training")
         return result
 
 

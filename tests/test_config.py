@@ -262,6 +262,12 @@ def test_main_says_our_errors_in_one_line(kind, capsys, monkeypatch):
         assert end.value.code == 1 and capsys.readouterr().err == said
 
 
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(lambda: fail(KeyboardInterrupt()))
+    assert end.value.code == 130 and capsys.readouterr().err == "stopped\n"
+
+
 def test_the_machines_faults_are_told_in_one_line(capsys):
     with pytest.raises(SystemExit):
         main(lambda: fail(OSError(errno.ENOSPC, "No space left on device", "x.pt")))

@@ -1,13 +1,15 @@
 """Tests of parallel.py: devices and precision, who takes which sequences, and sums in an order that ranks can share."""
 
 import os
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import parallel
 from model import Llama, Shape
-from parallel import Ranks, add_by_halves, check_batch, choose_device, chunk_losses, to_device, use_bf16
+from parallel import Ranks, add_by_halves, check_batch, choose_device, chunk_losses, read_launcher, to_device, use_bf16
 
 torch.set_num_threads(1)
 
@@ -76,6 +78,9 @@ def ranks_of(monkeypatch, world_size):
     for rank in range(world_size):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "1")
         yield Ranks("cpu")
 
 
@@ -97,6 +102,54 @@ def test_one_rank_is_all_there_is(monkeypatch):
     with ranks.connected():
         assert ranks.sum(torch.tensor([1.5, 2.0], dtype=torch.float64), 3, 0.1) == [1.5, 2.0, 3.0, 0.1]
         assert ranks.gather("x") == ["x"] and ranks.is_main
+
+
+MASTER = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"RANK": "1"}, "RANK=1: a launcher sets RANK, WORLD_SIZE and LOCAL_RANK"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: a launcher sets"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=: a launcher sets"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0: a launcher sets"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"} | MASTER, "to whole numbers; start with torchrun"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"} | MASTER, "to whole numbers"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"} | MASTER, "LOCAL_RANK <= RANK < WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "0", "LOCAL_RANK": "0"} | MASTER, "LOCAL_RANK <= RANK < WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | MASTER, "LOCAL_RANK <= RANK < WORLD_SIZE"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but no MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_a_launcher_that_makes_no_sense_is_refused(said, message):
+    with pytest.raises(ValueError, match=message):
+        read_launcher(said)
+
+
+def test_what_launchers_say():
+    assert read_launcher({}) == read_launcher(MASTER) == (0, 1, 0)  # clusters set the latter for all that they start
+    assert read_launcher({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"} | MASTER) == (3, 4, 1)
+
+
+def test_a_wait_for_others_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(parallel, "WAIT_S", 0.01)
+    for name, value in MASTER.items():
+        monkeypatch.setenv(name, value)
+    with parallel.waiting("rank 0 waits for the others of 2 ranks"):
+        time.sleep(0.2)
+    assert capsys.readouterr().out == "rank 0 waits for the others of 2 ranks at 127.0.0.1:29500; Ctrl-C ends it\n"
+    with parallel.waiting("x"):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_no_compiler_is_told_before_anything_else(monkeypatch):
+    parallel.check_compiler()
+    monkeypatch.setattr(parallel.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="compile=True needs a C.. compiler.*--compile=False"):
+        parallel.check_compiler()
 
 
 def test_every_rank_gets_whole_micro_batches():

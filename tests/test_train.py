@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
 import schedules
@@ -154,6 +156,124 @@ def test_a_finished_run_can_be_extended(run):
                 run("b", schedule="constant", cooldown_steps=None, total_steps=80))  # fmt: skip
 
 
+def test_a_start_says_what_changes(run, tmp_path, capsys):
+    """Every option that is another, and where the learning rates made so far are not those of the new schedule."""
+    run("trunk", schedule="constant", cooldown_steps=None, save_at=(40, 50))
+    for name, step, options, change in (
+        ("joins", 40, {}, None),
+        (
+            "too late",
+            50,
+            {},
+            "from step 50 on this is not the rest of its schedule: update 41 was made at lr 0.01, here",
+        ),
+        ("another lr", 40, {"lr": 5e-3}, "update 0 was made at lr 0.0001, here its lr is 5e-05"),
+    ):
+        capsys.readouterr()
+        branch = {"init_from": str(tmp_path / f"runs/trunk/ckpt/step_{step:08d}.pt"), **options}
+        state = run(name, **branch)
+        said = capsys.readouterr().out.splitlines()
+        assert f"changed: schedule='wsd', until step {step} it was 'constant'" in said
+        assert any(line.startswith("changed: lr=0.005") for line in said) == ("lr" in options)
+        warnings = [line for line in said if line.startswith("warning")]
+        assert len(warnings) == (change is not None) and all(change in line for line in warnings)
+        result = json.loads((tmp_path / f"runs/{name}/result.json").read_text())
+        assert result.get("lr_changed_at") == state["progress"]["lr_changed_at"] == (step if change else None)
+    run("joins", total_steps=80, init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"))  # back to the peak
+    assert "warning: from step 60 on this is not the rest" in capsys.readouterr().out
+
+
+def test_the_header_counts_what_is_left(run, tmp_path, capsys):
+    run("trunk", save_at=(40,), stop_at=40)
+    run("larger", init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"), global_batch_size=24)
+    tokens = 40 * 12 * 32, 20 * 24 * 32
+    assert f"run: 60 steps = {sum(tokens):,} tokens, " in capsys.readouterr().out
+    run("more", init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"))
+    assert f"to train: 20 steps = {20 * 12 * 32:,} tokens" in capsys.readouterr().out
+
+
+def test_the_same_path_in_other_words(run, tmp_path, monkeypatch):
+    run("trunk", save_at=(40,))
+    run("branch", init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"), stop_at=45)
+    monkeypatch.chdir(tmp_path)
+    assert run("branch", init_from="runs/../runs/trunk/ckpt/step_00000040.pt")["progress"]["step"] == 60
+    with pytest.raises(ValueError, match="init_from=.*but .* was trained with .*: choose another --name"):
+        run("branch", init_from="runs/trunk/ckpt/step_00000060.pt", total_steps=70)
+
+
+def test_a_folder_that_holds_anything_of_a_run_is_a_run(run, tmp_path, capsys):
+    run(), run("short", stop_at=30)
+    for name in ("run", "short"):
+        shutil.rmtree(tmp_path / "runs" / name / "ckpt")  # to save space
+    files = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    trainer.train(config_of("run", tmp_path))
+    assert "is finished: val loss" in capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(ValueError, match="lr=0.02, but the finished .* was trained with 0.01"):
+        trainer.train(config_of("run", tmp_path, lr=2e-2))
+    with pytest.raises(ValueError, match="holds the log of a run up to step 30, but no checkpoint: restore its ckpt/"):
+        trainer.train(config_of("short", tmp_path))
+    assert files == {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    for name in ("config.json", "result.json"):
+        (tmp_path / "runs/run" / name).write_text("")
+        with pytest.raises(ValueError, match=f"{name} is missing or damaged: restore it"):
+            trainer.train(config_of("run", tmp_path))
+        (tmp_path / "runs/run" / name).write_bytes(files[tmp_path / "runs/run" / name])
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path):
+    whole = run("whole")
+    run(stop_at=20)
+    shutil.rmtree(tmp_path / "runs/run/ckpt")
+    assert same(run(), whole)
+
+
+def config_of(name, tmp_path, **options):
+    return Config(**{**BASE, "name": name, "out_dir": str(tmp_path / "runs"), "data_dir": str(tmp_path), **options})
+
+
+def test_a_run_that_diverges_in_the_end_is_not_finished(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "chunk_losses", lambda *args, **kw: torch.tensor([math.nan], dtype=torch.float64))
+    for _ in range(2):  # nor is it when it is asked for again
+        with pytest.raises(FloatingPointError, match="validation loss is not a number: training diverged; lower --lr"):
+            run(eval_every=0)
+    text = (tmp_path / "runs/run/result.json").read_text()
+    assert json.loads(text)["val_loss"] is None and "NaN" not in text
+
+
+def test_a_log_is_taken_over_only_from_the_run_it_is_of(run, tmp_path, capsys):
+    run("trunk", save_at=(40,))
+    source = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
+    (tmp_path / "x/y").mkdir(parents=True)
+    shutil.copy(source, tmp_path / "x/y/best.pt")
+    (tmp_path / "x/log.jsonl").write_text('{"step": 3, "val_loss": 9}\n')  # of whatever
+    run("a", init_from=str(source)), run("b", init_from=str(tmp_path / "x/y/best.pt"))
+    assert "log: it begins at step 40" in capsys.readouterr().out
+    a, b = lines(tmp_path, "a"), lines(tmp_path, "b")
+    assert min(line["step"] for line in b) == 50 and [line for line in a if line["step"] > 40] == b
+    (tmp_path / "other/ckpt").mkdir(parents=True)
+    shutil.copy(source, tmp_path / "other/ckpt")
+    shutil.copy(tmp_path / "x/log.jsonl", tmp_path / "other")
+    (tmp_path / "other/config.json").write_text('{"name": "other"}')
+    run("c", init_from=str(tmp_path / "other/ckpt/step_00000040.pt"))
+    assert lines(tmp_path, "c") == b
+
+
+def test_a_cooldown_on_new_data_does_without_the_old(run, tmp_path, data_dir):
+    run("trunk", save_at=(40,))
+    branch = {"init_from": str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"), "dataset": "other"}
+    expected = run("with", **branch)
+    shutil.copytree(data_dir / "other", tmp_path / "new/other")
+    shutil.copytree(data_dir / "words", tmp_path / "new/words")
+    branch["data_dir"] = str(tmp_path / "new")
+    run("without", **branch, stop_at=50)
+    assert same(run("without", **branch), expected)  # resumed, too
+    assert expected["data"]["sha256"].keys() == {"text", "other"}
+    with pytest.raises(ValueError, match="'words' has another tokenizer .words. than what .* was trained on .bytes."):
+        run("words", **branch | {"dataset": "words"})
+    with pytest.raises(ValueError, match="dataset 'text' is not in"):  # its own is needed
+        run("mixed", **branch | {"dataset": "text:0.5,other:0.5"})
+
+
 def test_a_cooldown_can_change_the_mix(run, tmp_path):
     run("trunk", save_at=(40,))
     source = str(tmp_path / "runs/trunk/ckpt/step_00000040.pt")
@@ -181,7 +301,14 @@ def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
 def test_more_ranks_than_gpus(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name, value in {
+        "RANK": "2",
+        "LOCAL_RANK": "2",
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="rank 2 of this machine finds 2 GPU.*--nproc_per_node=2"):
         run(device="auto")
     assert not (tmp_path / "runs").exists()
@@ -264,7 +391,7 @@ def test_options_that_would_be_for_nothing_are_refused(run):
     with pytest.raises(ValueError, match="stop_at=10: .* is past it already"):
         run(stop_at=10)
     run()
-    with pytest.raises(ValueError, match=r"lr=0.02, but .* is finished with 0.01: choose another --name"):
+    with pytest.raises(ValueError, match=r"lr=0.02, but the finished .* was trained with 0.01: choose another --name"):
         run(lr=0.02)
     run(eval_every=7, stop_at=60)
 
