@@ -302,7 +302,9 @@ def build(
 
 def restore(model_or_params: Source, state: dict, device: Device = None) -> Average:
     """The average that a state_dict is of, with all that it held."""
-    kind = {"WindowAverage": WindowAverage, "EMA": EMA}[state["kind"]]
+    kind = {"WindowAverage": WindowAverage, "EMA": EMA}.get(state.get("kind"))
+    if kind is None:
+        raise ValueError(f"kind={state.get('kind')!r}: expected the state_dict of a WindowAverage or an EMA")
     settings = {name: value for name, value in state.items() if name not in ("kind", "blocks")}
     average = kind(model_or_params, **settings, device=device)
     average.load_state_dict(state)

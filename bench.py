@@ -35,7 +35,7 @@ import scaling
 import text_sources
 from averaging import EMA, WindowAverage
 from bins import gpt2_encoding
-from config import load, main
+from config import load, main, mistakes
 from model import Llama, Shape
 from parallel import autocast, choose_device, use_bf16
 from tables import print_table
@@ -261,11 +261,13 @@ def run(args):
     parts = [a for a in args if a in PARTS] or list(PARTS)
     options = [a for a in args if a not in PARTS and a != "--json"]
     config = load(Config, options or SHAPE)
+    with mistakes():
+        Shape.of(config, VOCAB_SIZE)
     results = {}
     for part in parts:
         results[part] = PARTS[part](config)
         if "--json" not in args:
-            print(f"{part}: {PARTS[part].__doc__}\n")
+            print(f"{part}: {PARTS[part].__doc__ or ''}\n")  # python -OO drops docstrings
             print_table(results[part], lambda x: f"{x:,.2f}" if isinstance(x, float) else str(x))
             print(flush=True)
     if "--json" in args:

@@ -11,6 +11,7 @@ notices no flipped bits, so the file also carries, as its zip comment, the SHA-2
 import contextlib
 import hashlib
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -63,7 +64,8 @@ def prune(folder, step, keep, save_at):
 
 def write(path, state):
     """Write one checkpoint file, or leave what is under its name as it is."""
-    assert (odd := unsafe(state)) is None, f"{odd} is of a type that torch.load(weights_only=True) refuses"
+    if odd := unsafe(state):  # no assert: python -O would write what `load` refuses
+        raise AssertionError(f"{odd} is of a type that torch.load(weights_only=True) refuses")
     with written(path) as file:
         aside = Path(file.name)
         torch.save(state, aside)
@@ -174,13 +176,22 @@ def verify(path):
         raise ValueError(f"{path} is damaged: its bytes are not those that were written")
 
 
-def load(path):
-    """Verify one checkpoint and read it to the CPU; ValueError if it is missing, damaged, or holds more than data."""
-    verify(path)
+def load(path, mmap=False):
+    """Verify one checkpoint and read it to the CPU; ValueError if it is missing, damaged, or holds more than data.
+
+    With `mmap` it is not verified, and its tensors stay in the file until they are used: a look at what it holds.
+    """
+    if not mmap:
+        verify(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # whatever the file provokes in the unpickler
-        raise ValueError(f"{path} cannot be read as a checkpoint: it holds more than plain data") from error
+        reason = "it is not a whole file of torch.save"
+        if isinstance(error, OSError) and error.filename:  # it could not be opened
+            reason = error.strerror
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than plain data"
+        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def load_latest(folder, warn=True):

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import functools
 import inspect
 import math
 import os
@@ -48,12 +49,12 @@ class Mistake(ValueError):
 
 
 @contextlib.contextmanager
-def mistakes():
-    """Take a ValueError for a Mistake: around files that others copy, which know ValueError only."""
+def mistakes(where=None):
+    """Take a ValueError for a Mistake, of the file `where`: around files that others copy, which know no Mistake."""
     try:
         yield
     except ValueError as error:
-        raise Mistake(str(error)) from error
+        raise Mistake(f"{where}: {error}" if where else str(error)) from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -253,14 +254,34 @@ def help_text(cls):
 # Commands
 
 
+def typed(kind, **bounds):
+    """The type of an argparse flag: int, float or a tuple[float, ...] with commas between, within bounds of `option`.
+
+    So a flag takes and refuses what an option of this kind does: 1e3 is a whole number, and no number is nan or inf.
+    """
+    limits = option(None, "flag", **bounds).metadata
+
+    def read(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = convert(kind, text, text=True)
+            if value != () and allowed(value, limits):
+                return value
+        raise argparse.ArgumentTypeError(f"={text!r}: expected {in_words(kind, limits)}")
+
+    return read
+
+
+whole, number = functools.partial(typed, int), functools.partial(typed, float)  # whole(least=0), number(above=0)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose description is shown as it is written, and whose errors are Mistakes."""
+    """An argument parser whose description is shown as it is written, and whose errors are Mistakes as of `load`."""
 
     def __init__(self, **settings):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message):
-        raise Mistake(message)
+        raise Mistake(message.removeprefix("argument ").replace(": =", "=", 1))  # argument --lr: ='x': expected ...
 
 
 def main(run, mistake=Mistake):
@@ -270,6 +291,8 @@ def main(run, mistake=Mistake):
     `mistake` is the class of mistakes, or a tuple of classes.
     """
     kinds = mistake if isinstance(mistake, tuple) else (mistake,)
+    if hasattr(sys.stdout, "reconfigure"):  # what a terminal cannot show is a "?" there, as stderr does it by itself
+        sys.stdout.reconfigure(errors="replace")
     try:
         run()
     except BrokenPipeError:  # as in `... | head`; what is still in the buffer goes nowhere

@@ -13,6 +13,7 @@ micro-batch, the ranks, and however often the run was stopped: with G sequences 
 Each epoch brings every sequence of a bin once, in a new order, and moves the cuts between sequences by a new offset.
 """
 
+import dataclasses
 import json
 import math
 from fractions import Fraction
@@ -23,7 +24,8 @@ from shlex import quote
 import numpy as np
 import torch
 
-from config import Mistake
+from config import Mistake, mistakes
+from model import shape_of
 
 FORMAT = 1  # of meta.json
 DTYPES = ("<u2", "<u4", "uint16", "uint32")  # of bins
@@ -278,6 +280,24 @@ class ValSet:
         return torch.from_numpy(x.reshape(B, T)), torch.from_numpy(y.reshape(B, T))
 
 
+def check_tokenizer(state, path, dataset, meta):
+    """Mistake unless the model of a checkpoint was trained on tokens of the kind that a dataset has.
+
+    What an older checkpoint does not tell is not compared: its tokenizer's name, or how far its vocabulary was padded.
+    """
+    name, size = meta["tokenizer"], meta["vocab_size"]
+    known = state["data"].get("tokenizer")
+    with mistakes(path):
+        shape = shape_of(state)
+    other = dataclasses.replace(shape, vocab_size=size)
+    fits = shape == other if "shape" in state else shape.padded_vocab == other.padded_vocab
+    if known not in (None, name) or not fits:
+        raise Mistake(
+            f"dataset {dataset!r} has another tokenizer ({name}, {size:,} words) than {path} "
+            f"({f'{known}, ' if known else ''}{shape.vocab_size:,} words): prepare it alike"
+        )
+
+
 def open_data(config, start):
     """(TrainStream, ValSet) of a run, held against each other and against what its checkpoint was trained on.
 
@@ -289,16 +309,13 @@ def open_data(config, start):
     if not history or history[-1][1] != config.dataset:  # a branch may change the mix, from its first step on
         history.append((position, config.dataset))
     stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed, position)
+    if start.path:
+        check_tokenizer(start.state, start.path, config.dataset, next(iter(stream.meta.values())))
     for name, sha256 in before["sha256"].items():
         if stream.sha256.setdefault(name, sha256) != sha256:
             raise Mistake(
                 f"dataset {name!r} is not what {start.path} was trained on: restore that, or start another run"
             )
-    if before.get("tokenizer", stream.tokenizer) != stream.tokenizer:
-        raise Mistake(
-            f"dataset={config.dataset!r} has another tokenizer ({stream.tokenizer}) than what {start.path} was trained "
-            f"on ({before['tokenizer']}): prepare it alike"
-        )
     val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
     if (val.meta["tokenizer"], val.meta["vocab_size"]) != (stream.tokenizer, stream.vocab_size):

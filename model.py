@@ -197,16 +197,31 @@ def shape_of(state):
     record = state.get("shape")
     if record is None:
         record = {name: value for name, value in state["config"].items() if name in fields}
+        if "embedding.weight" not in state["model"]:
+            raise ValueError("the checkpoint's model has no embedding.weight, which tells its vocabulary")
         record["vocab_size"] = state["model"]["embedding.weight"].shape[0]  # padded, which gives the same model
     if unknown := sorted(record.keys() - fields):
         raise ValueError(
             f"the checkpoint's model has {unknown[0]}={record[unknown[0]]!r}, which this code cannot build"
         )
-    return Shape(**record)
+    try:
+        return Shape(**record)
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's model has the shape {record}: {error}") from error
+
+
+def load_weights(model, weights):
+    """Put weights into a model by name; ValueError names the first that is missing, unknown or of another shape."""
+    expected = model.state_dict()
+    for name in [*expected, *weights]:
+        wanted, found = (tuple(d[name].shape) if name in d else "missing" for d in (expected, weights))
+        if wanted != found:
+            raise ValueError(f"the weights are of another model: {name} is {found}, and should be {wanted}")
+    model.load_state_dict(weights)
 
 
 def load_model(state):
-    """The model of a checkpoint, with its weights, on the CPU."""
+    """The model of a checkpoint, with its weights, on the CPU; ValueError if they do not go together."""
     model = Llama(shape_of(state))
-    model.load_state_dict(state["model"])
+    load_weights(model, state["model"])
     return model

@@ -15,8 +15,6 @@ Runs that differ in their seeds alone become a mean, with the standard deviation
 brackets are the figures of Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of results/.
 """
 
-import argparse
-import contextlib
 import itertools
 import json
 import math
@@ -351,19 +349,6 @@ def plot_cost(args):
 # Command line
 
 
-def number(kind, least):
-    """An argparse type: a finite int or float, `least` or more."""
-
-    def parse(text):
-        with contextlib.suppress(ValueError, OverflowError):
-            value = config.convert(kind, text, text=True)
-            if least <= value < 1e12:
-                return value
-        raise argparse.ArgumentTypeError(f"expected a {config.in_words(kind)}, at least {least:g}, not {text!r}")
-
-    return parse
-
-
 def add_figure(commands, plot):
     """The command of a figure: plot_lr is `lr`; its first docstring line is its help."""
     name = plot.__name__.removeprefix("plot_")
@@ -379,13 +364,13 @@ def run(args=None):
 
     names = add_figure(commands, plot_schedules)
     names.add_argument("schedules", nargs="*", default=["cosine", "wsd:linear", "wsd:1-sqrt"], help="of schedules.py")
-    names.add_argument("--steps", type=number(int, 1), default=1000, help="length of the run")
-    names.add_argument("--warmup_steps", type=number(int, 0), default=50)
-    names.add_argument("--lr", type=number(float, 1e-12), default=1.0, help="peak")
+    names.add_argument("--steps", type=config.whole(least=1, most=10**9), default=1000, help="length of the run")
+    names.add_argument("--warmup_steps", type=config.whole(least=0), default=50)
+    names.add_argument("--lr", type=config.number(least=1e-12), default=1.0, help="peak")
 
     curves = add_figure(commands, plot_curves)
     curves.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
-    curves.add_argument("--from_step", type=number(int, 0), default=0, help="leave out losses before this step")
+    curves.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before this step")
     curves.add_argument("--all_averages", action="store_true", help="draw those of every run, not of the first only")
 
     add_figure(commands, plot_interpolation).add_argument("files", nargs="+", help="a line in the figure each")

@@ -18,9 +18,9 @@ import random
 import re
 from typing import NamedTuple
 
-from config import HERE, Mistake, Parser, main
+from config import HERE, Mistake, Parser, main, mistakes, number, typed
 from model import Shape
-from tables import print_table, read_lines, read_rows
+from tables import print_table, read_rows
 
 # Dense bf16 FLOP/s with fp32 accumulation, from the makers' data sheets (half of the figure printed "with sparsity").
 # Keys are whole words of torch.cuda.get_device_name(); the longest that matches counts.
@@ -217,6 +217,7 @@ DEFAULT_LAW = {
     "law": "chinchilla",
     "source": "Huber optimum on the 240 points of Besiroglu et al. 2024 (arXiv 2404.10102)",
     "params": {"E": 1.817218, "A": 477.8258, "B": 2143.417, "alpha": 0.347310, "beta": 0.367172},
+    "ranges": {"N": (5.7334e7, 1.61833e10), "D": (8.1868e8, 3.17755e11)},  # of the 240 points
 }
 LAW_NAMES = ("E", "A", "B", "alpha", "beta")
 # Cholesky factor of the covariance of ln E, ln A, ln B, alpha, beta over 2000 bootstrap fits of laws/ to these points
@@ -242,20 +243,27 @@ def default_law(draws: int = 400) -> dict:
 
 
 def read_law(path: str) -> dict:
-    """Read a law that `python -m laws chinchilla ... --json` wrote; ValueError where it is another law or not whole."""
-    remedy = f"make one with python -m laws chinchilla ... --json > {path}"
-    try:
-        law = json.loads("".join(read_lines(path)))
-    except json.JSONDecodeError as error:
-        raise Mistake(f"{path} is not JSON ({error}); {remedy}") from None
-    if not isinstance(law, dict) or law.get("law") != "chinchilla":
-        raise Mistake(f"{path} holds no chinchilla law; {remedy}")
-    for values in [law.get("params", {}), *law.get("draws", [])]:
-        if not all(isinstance(values.get(name), float | int) for name in LAW_NAMES):
-            raise Mistake(f"{path}: a plan needs {', '.join(LAW_NAMES)}, not {values}")
+    """Read a law that `python -m laws chinchilla ... --json` wrote; Mistake where it is another law or not whole."""
+    from laws.files import read_fit  # not above: it brings scipy, and train.py imports this file
+
+    with mistakes():
+        fit = read_fit(path)
+    if fit.law != "chinchilla":
+        raise Mistake(
+            f"{path} holds a law of kind {fit.law}; make one with python -m laws chinchilla ... --json > {path}"
+        )
+    for values in (fit.params, *fit.draws):
         if min(values[name] for name in LAW_NAMES) <= 0:
             raise Mistake(f"{path}: its data leave the law so open that {values} fits too; no plan follows from it")
-    return law
+    return fit._asdict()
+
+
+def beyond(law: dict, params: float, tokens: float) -> list:
+    """Say how far outside of what a law was fitted on a plan lies, in the sentences of `python -m laws predict`."""
+    import laws
+
+    fit = laws.Fit("chinchilla", law["params"], ranges=law.get("ranges", {}))
+    return laws.beyond(fit, {"N": params, "D": tokens})
 
 
 def optimal_size(flops: float, params: dict) -> tuple:
@@ -310,10 +318,10 @@ def plan(flops: float, law: dict | None = None, batch_tokens: float | None = Non
 
     `batch_tokens` (tokens per step) replaces the rule. What the law cannot know: your data, your tokenizer, inference.
     """
-    if not (isinstance(flops, float | int) and 0 < flops < math.inf):
-        raise Mistake(f"flops={flops} must be a positive number, such as 1e21")
-    if batch_tokens is not None and not 0 < batch_tokens < math.inf:
-        raise Mistake(f"batch_tokens={batch_tokens} must be a positive number of tokens per step")
+    if not (isinstance(flops, float | int) and 1 <= flops < math.inf):
+        raise Mistake(f"flops={flops} must be a number of at least 1, such as 1e21")
+    if batch_tokens is not None and not 1 <= batch_tokens < math.inf:
+        raise Mistake(f"batch_tokens={batch_tokens} must be at least 1 token per step")
     law = default_law() if law is None else law
     lr, rule = deepseek_rules(flops)
     batch_tokens = rule if batch_tokens is None else batch_tokens
@@ -356,23 +364,14 @@ def table_command(args) -> dict:
 def savings_command(args) -> dict:
     """FLOPs of the paper's runs and Chinchilla's, and of `--lengths`, one run per length or one with cooldowns."""
     if args.lengths is not None:
-        rows = [cost_row(f"lengths {args.lengths}", [read_lengths(args.lengths)], args.cooldown_frac)]
+        name = ",".join(f"{length:g}" for length in args.lengths)
+        rows = [cost_row(f"lengths {name}", [args.lengths], args.cooldown_frac)]
         return {"cooldown_frac": args.cooldown_frac, "studies": rows}
     studies = {m.name: paper_run_costs(m) for m in PAPER_MODELS if m.name != "166M"}
     rows = [cost_row(name, [costs], args.cooldown_frac) for name, costs in studies.items()]
     rows.append(cost_row("paper, total", list(studies.values()), args.cooldown_frac))
     rows.append(cost_row("chinchilla, f=0.1", chinchilla_run_costs(), 0.1))
     return {"cooldown_frac": args.cooldown_frac, "studies": rows}
-
-
-def read_lengths(text):
-    try:
-        lengths = [float(x) for x in text.split(",")]
-    except ValueError:
-        lengths = []
-    if not lengths or not all(0 < x < math.inf for x in lengths):
-        raise Mistake(f"--lengths={text}: expected positive numbers with commas between, such as 10,20,30")
-    return lengths
 
 
 def cost_row(name, studies, cooldown_frac):
@@ -385,7 +384,7 @@ def plan_command(args) -> dict:
     flops = args.flops
     if args.gpu_hours is not None:
         peak = peak_flops(args.gpu or "")
-        if flops is not None or args.mfu is None or not 0 < args.mfu <= 1:
+        if flops is not None or args.mfu is None:
             raise Mistake("give --flops, or all of --gpu_hours, --gpu and --mfu (a share between 0 and 1)")
         if peak is None:
             raise Mistake(f"--gpu={args.gpu} is not known; known: {', '.join(PEAK_FLOPS)}")
@@ -395,13 +394,15 @@ def plan_command(args) -> dict:
     law = read_law(args.law) if args.law else default_law()
     result = plan(flops, law, args.batch_tokens)
     shape = shape_for(result.params)
-    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_embd", "n_head")}
-    return result._asdict() | sizes | {"law": law.get("source", args.law)}
+    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_embd", "n_head")} | {"n_params": num_params(shape)}
+    notes = {"law": law.get("source", args.law), "beyond": beyond(law, result.params, result.tokens)}
+    return result._asdict() | sizes | notes
 
 
 def print_plan(out):
+    sizes = " ".join(f"--{name}={out[name]}" for name in ("n_layer", "n_embd", "n_head"))
     notes = {
-        "params": f"e.g. --n_layer={out['n_layer']} --n_embd={out['n_embd']} --n_head={out['n_head']}",
+        "params": f"e.g. {out['n_params']:.3g}: {sizes}",
         "tokens": f"{out['tokens'] / out['params']:.1f} per parameter",
         "batch_tokens": "tokens per step; DeepSeek's rule 0.292 C^0.3271 unless given, no interval published",
         "lr": "DeepSeek's rule 0.3118 C^-0.125, no interval published; sweep around it",
@@ -411,6 +412,8 @@ def print_plan(out):
         low_high = out["intervals"].get(name)
         between = f"[{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
         print("  ".join(filter(None, (f"{name:>12}", f"{out[name]:.4g}", between, notes.get(name)))))
+    for note in out["beyond"]:
+        print(note)
 
 
 def show(value):
@@ -427,17 +430,19 @@ def show(value):
 def run(args=None):
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    share, positive = number(least=0, most=1), number(above=0)
     table = commands.add_parser("table", help="the paper's models")
     savings = commands.add_parser("savings", help="one run per length against shared cooldowns")
-    savings.add_argument("--cooldown_frac", type=float, default=0.2, help="share of each length that is its cooldown")
-    savings.add_argument("--lengths", help="lengths of your own study, as 10,20,30 (any unit)")
+    savings.add_argument("--cooldown_frac", type=share, default=0.2, help="share of each length that is its cooldown")
+    lengths = typed(tuple[float, ...], above=0, most=1e100)
+    savings.add_argument("--lengths", type=lengths, help="lengths of your own study, as 10,20,30 (any unit)")
     budget = commands.add_parser("plan", help="the compute-optimal run for a budget")
-    budget.add_argument("--flops", type=float, help="budget, C = 6ND")
-    budget.add_argument("--gpu_hours", type=float)
+    budget.add_argument("--flops", type=number(least=1), help="budget, C = 6ND")
+    budget.add_argument("--gpu_hours", type=positive)
     budget.add_argument("--gpu", help="a name such as H100, or torch.cuda.get_device_name()")
-    budget.add_argument("--mfu", type=float, help="share of the peak FLOP/s that training reaches")
+    budget.add_argument("--mfu", type=number(above=0, most=1), help="share of the peak FLOP/s that training reaches")
     budget.add_argument("--law", help="JSON of python -m laws chinchilla")
-    budget.add_argument("--batch_tokens", type=float, help="tokens per step, instead of the rule")
+    budget.add_argument("--batch_tokens", type=number(least=1), help="tokens per step, instead of the rule")
     for command in (table, savings, budget):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(args)

@@ -45,7 +45,7 @@ from tqdm import tqdm
 import scaling
 import schedules
 from checkpoint import written
-from config import Mistake, Parser, main
+from config import Mistake, Parser, main, whole
 from data import parse_mix, read_meta
 from model import Llama
 from parallel import autocast, use_bf16
@@ -315,13 +315,11 @@ def parse_args(args):
     parser.add_argument("config", help="the study, such as configs/demo.py")
     parser.add_argument("--plan", action="store_true", help="say what would be trained, and what it costs")
     parser.add_argument("--print", action="store_true", help="print the commands")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=whole(least=1, most=1000), default=1, help="runs side by side")
     parser.add_argument("--launch", default=sys.executable, help='instead of python: "torchrun --nproc_per_node=2"')
     args, flags = parser.parse_known_args(args)
     if others := [flag for flag in flags if not flag.startswith("--")]:
         raise Mistake(f"{others[0]}: expected one study, and options as --key=value")
-    if args.jobs < 1:
-        raise Mistake(f"--jobs={args.jobs}: expected how many runs to train side by side, such as 2")
     return args, flags
 
 

@@ -145,6 +145,17 @@ def read_log(path):
     return training, evaluation, name
 
 
+def refuse_twice(paths):
+    """Mistake if two paths name the same file, or the same run."""
+    known = {}
+    for path in paths:
+        file, run = find_log(path) or (Path(path), None)
+        twin = (file.resolve(), run)
+        if twin in known:
+            raise Mistake(f"{known[twin]} and {path} are the same: give it once")
+        known[twin] = path
+
+
 def find_runs(paths):
     """The runs' folders: those given, and in place of a folder that is no run the runs in it, by name."""
     found = []

@@ -47,11 +47,36 @@ def check_folder(out_dir, name):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# What a checkpoint holds
+
+PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # dicts all of them
+
+
+def check_state(state, path, parts=PARTS):
+    """Mistake, which says what a file holds instead or what it lacks, unless it is a checkpoint with these parts."""
+    remedy = "give a checkpoint that train.py saved"
+    if not isinstance(state, dict):
+        raise Mistake(f"{path} holds a {type(state).__name__}, not a checkpoint: {remedy}")
+    if state and all(hasattr(value, "shape") for value in state.values()):
+        raise Mistake(f"{path} holds weights alone, such as {next(iter(state))}: {remedy}")
+    missing = [part for part in parts if not isinstance(state.get(part), dict)]
+    inside = {"progress": "step", "config": "dataset"}
+    missing += [name for part, name in inside.items() if part not in missing and name not in state[part]]
+    if missing:
+        kind = "a checkpoint of nanoGPT" if "model_args" in state else "no checkpoint of this code"
+        raise Mistake(f"{path} is {kind}, and lacks {', '.join(missing)}: {remedy}")
+    if state.get("format") != FORMAT:
+        raise Mistake(f"{path} has format {state.get('format')}, and this code reads {FORMAT}: {remedy}")
+    odd = [name for name, value in state["model"].items() if not hasattr(value, "shape")]
+    if odd or not state["model"]:
+        raise Mistake(f"{path} has no weights in its model{f', but {odd[0]}' if odd else ''}: {remedy}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Where a run starts
 
 NEW = {"progress": {"step": 0}, "averages": {}, "data": {"history": [], "sha256": {}}}  # as a checkpoint would say it
 EVIDENT = ("name", "init_from", "stop_at")  # options whose change says itself
-PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # of a checkpoint
 
 
 @dataclasses.dataclass
@@ -127,7 +152,7 @@ def find_start(config, run, warn=True):
 
 def resume(config, run, state, path, warn):
     """The start of a run from its own checkpoint."""
-    check_checkpoint(state, path)
+    check_state(state, path)
     options = from_record(type(config), state["config"], path, warn)
     check_kept(config, options, names(type(config), "model", "run"), path, "choose another --name")
     check_length(config, state, path, least=0)
@@ -140,18 +165,8 @@ def read_checkpoint(path):
     """Read and check a checkpoint of train.py; Mistake says in one line what else a file is."""
     with mistakes():
         state = checkpoint.load(path)
-    check_checkpoint(state, path)
+    check_state(state, path)
     return state
-
-
-def check_checkpoint(state, path):
-    """Raise Mistake unless `state` is what train.py saves."""
-    if not isinstance(state, dict):
-        raise Mistake(f"{path} holds a {type(state).__name__}, not a checkpoint of train.py")
-    if missing := [name for name in PARTS if not isinstance(state.get(name), dict)]:
-        raise Mistake(f"{path} is not a checkpoint of train.py: it has no {', '.join(missing)}")
-    if state.get("format") != FORMAT:
-        raise Mistake(f"{path} is a checkpoint of format {state.get('format')}, and this code reads {FORMAT}")
 
 
 def check_kept(config, before, kept, path, remedy):

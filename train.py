@@ -32,7 +32,7 @@ import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
-from model import Llama, Shape
+from model import Llama, Shape, load_weights
 from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
 from tracking import FORMAT, RunFolder, caught_signals, check_folder, check_result, clock, find_start, finite
 
@@ -196,7 +196,8 @@ def train(config):
     averages = make_averages(config, raw_model)
     begun = []  # averages that this checkpoint does not have, or has with other settings
     if start.how != "new":
-        raw_model.load_state_dict(start.state["model"])
+        with mistakes(start.path):
+            load_weights(raw_model, start.state["model"])
         optim.load_state(optimizer, start.state["optimizer"])
         for name, average in averages.items():
             saved = start.state["averages"].get(name, {})

@@ -11,10 +11,11 @@ import numpy as np
 
 import config
 import laws
-from tables import print_table
+from config import number, whole
+from tables import print_table, refuse_twice
 
 from .curves import LAWS as CURVE_LAWS
-from .files import read_curve, read_fit, read_lrs, read_points, refuse_twice, to_json
+from .files import read_curve, read_fit, read_lrs, read_points, to_json
 from .final import checked
 from .fitting import Mistake, quantiles
 
@@ -177,8 +178,6 @@ def planned_curve(fit, args):
     """The curve that --lr plans, without its losses, for the law; its steps and learning rates to show."""
     if args.lr is None:
         raise Mistake(f"a law of kind {fit.law} needs --lr, knots step:lr or a file with step and lr, or --test")
-    if args.every is not None and args.every < 1:
-        raise Mistake(f"--every={args.every} must be 1 or more steps")
     lrs = read_lrs(args.lr, args.warmup_steps)
     first, last = max(1, int(np.argmax(lrs))), len(lrs) - 1
     steps = np.unique([*range(first, last, args.every or math.ceil(last / 200)), last])
@@ -200,7 +199,7 @@ COLUMNS = {  # argument of a law: what it is, and the usual names of its column,
 
 def add_command(commands, function, run, *parents):
     """A subcommand named and described as the function, with the flags of its parents."""
-    text = inspect.getdoc(function)
+    text = inspect.getdoc(function) or function.__name__  # python -OO drops docstrings
     summary = text.splitlines()[0].replace("%", "%%")
     command = commands.add_parser(function.__name__, help=summary, description=text, parents=parents)
     command.set_defaults(run=run, function=function)
@@ -229,15 +228,19 @@ def shared_flags():
     everywhere, fits, delta, curves = (config.Parser(add_help=False) for _ in range(4))
     everywhere.add_argument("--json", action="store_true", help="print one JSON object")
     fits.add_argument("files", nargs="+", help="CSV, .jsonl, or folders of runs")
-    fits.add_argument("--draws", type=int, help="bootstrap fits, 0 for no intervals (default: 400; multi_power: 100)")
-    fits.add_argument("--seed", type=int, help="of the bootstrap (default: 0)")
+    fits.add_argument(
+        "--draws",
+        type=whole(least=0, most=10**6),
+        help="bootstrap fits, 0 for no intervals (default: 400; multi_power: 100)",
+    )
+    fits.add_argument("--seed", type=whole(least=0), help="of the bootstrap (default: 0)")
     fits.add_argument("--plot", type=picture, metavar="FILE", help="draw points, fit, 95%% band and residuals")
     delta.add_argument("--delta", type=float, help="of Huber's loss (default: 1e-3 on logs; else inf, least squares)")
     curves.add_argument(
         "--loss", help="column of the loss (default: val_loss of logs, loss of a CSV); to predict: nats"
     )
     curves.add_argument("--lr", help="column of the learning rate (default: lr); to predict: knots step:lr, or a file")
-    curves.add_argument("--warmup_steps", type=int, help="linear warmup from 0, before a file's first row")
+    curves.add_argument("--warmup_steps", type=whole(least=0), help="linear warmup from 0, before a file's first row")
     text = "curves to predict, to tell the errors; may be repeated"
     curves.add_argument("--test", type=lambda text: text.split(","), action="extend", metavar="FILE,...", help=text)
     return everywhere, fits, delta, curves
@@ -255,7 +258,9 @@ def make_parser():
     add_columns(add_command(commands, laws.downstream, final_command, *parents), "loss", "error")
     law = add_command(commands, laws.isoflop, final_command, everywhere, fits)
     add_columns(law, "C", "N", "loss")
-    law.add_argument("--noise", type=float, help="standard deviation of ln loss (default: from third differences)")
+    law.add_argument(
+        "--noise", type=number(above=0), help="standard deviation of ln loss (default: by third differences)"
+    )
 
     law = add_command(commands, laws.diagonal, diagonal_command, *parents)
     add_columns(law, "loss")
@@ -268,20 +273,20 @@ def make_parser():
     law.add_argument("--baseline", required=True, metavar="VALUE", help="the method to compare with")
 
     law = add_command(commands, laws.annealing, curves_command, *parents, curves)
-    law.add_argument("--lam", type=float, help="decay of the momentum in S2 (default: 0.999)")
+    law.add_argument("--lam", type=number(least=0, below=1), help="decay of the momentum in S2 (default: 0.999)")
     law.add_argument("--warmup", help="ramp or peak: how S1 counts the warmup (default: ramp)")
     add_command(commands, laws.multi_power, curves_command, *parents, curves)
     bound = add_command(commands, laws.schedule_bound, bound_command, everywhere)
     bound.add_argument("files", nargs="+", help="knots step:lr (0:0,300:1e-3,10000:0), or files with step and lr")
-    bound.add_argument("--warmup_steps", type=int, help="linear warmup from 0, before a file's first row")
+    bound.add_argument("--warmup_steps", type=whole(least=0), help="linear warmup from 0, before a file's first row")
 
     plan = add_command(commands, laws.predict, predict_command, everywhere, curves)
     plan.add_argument("file", help='what --json printed, or a published law: {"law": "chinchilla", "params": {...}}')
     for name in ("N", "D", "C", "x"):
         plan.add_argument(f"--{name}", metavar="VALUE,...", help=f"{COLUMNS[name][0]}")
     plan.add_argument("--perplexity", metavar="VALUE,...", help="perplexity x of a diagonal law")
-    plan.add_argument("--every", type=int, help="steps between predicted points (default: 200 points)")
-    plan.add_argument("--seed", type=int, help="of the scatter of single runs (default: 0)")
+    plan.add_argument("--every", type=whole(least=1), help="steps between predicted points (default: 200 points)")
+    plan.add_argument("--seed", type=whole(least=0), help="of the scatter of single runs (default: 0)")
     return parser
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tables import find_log, read_lines, read_rows
+from tables import find_log, read_lines, read_rows, refuse_twice
 
 from .curves import Curve, check_curve
 from .final import LAWS
@@ -18,17 +18,6 @@ MAX_STEPS = 10**7  # of a curve: its learning rates are held for every step
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Rows
-
-
-def refuse_twice(paths):
-    """Mistake if two paths name the same file, or the same run."""
-    known = {}
-    for path in paths:
-        file, run = find_log(path) or (Path(path), None)
-        twin = (file.resolve(), run)
-        if twin in known:
-            raise Mistake(f"{known[twin]} and {path} are the same: give it once")
-        known[twin] = path
 
 
 def is_log(path):
@@ -211,10 +200,11 @@ def read_fit(path) -> Fit:
     try:
         data = json.loads(text)
         fit = Fit(**{name: data[name] for name in Fit._fields if name in data})
+        fit = fit._replace(ranges={name: (float(low), float(high)) for name, (low, high) in fit.ranges.items()})
         for params in (fit.params, *fit.draws):
             if not np.isfinite(to_theta(LAWS[fit.law], params)).all():
                 raise ValueError(f"{params} must be finite")
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         kind = type(error).__name__
         raise Mistake(f"{path} is not what `python -m laws LAW ... --json` writes ({kind}: {error})") from None
     return fit

@@ -300,7 +300,9 @@ def predict(fit, inputs, seed=0):
 
 def beyond(fit, inputs) -> list:
     """Say how far outside of what was fitted the inputs lie, a sentence each."""
-    notes = []
+    notes = (
+        [] if fit.ranges else ["the law does not say on what it was fitted, so nobody knows how far beyond it this is"]
+    )
     for name in sorted(fit.ranges.keys() & inputs.keys()):
         (low, high), least, most = fit.ranges[name], np.min(inputs[name]), np.max(inputs[name])
         if most > 1.05 * high:

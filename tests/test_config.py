@@ -21,7 +21,21 @@ from conftest import HERE
 
 import schedules
 import train
-from config import Mistake, check_values, from_record, load, main, mistakes, names, option, to_record
+from config import (
+    Mistake,
+    Parser,
+    check_values,
+    from_record,
+    load,
+    main,
+    mistakes,
+    names,
+    number,
+    option,
+    to_record,
+    typed,
+    whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +261,38 @@ def test_help_shows_every_option(capsys):
     types = {line.strip() for line in lines}
     choices = ", ".join(schedules.SCHEDULES)
     assert {"[whole number at least 1]", "[number or none]", "[True or False]", f"[one of {choices}]"} <= types
+
+
+@pytest.mark.parametrize(
+    "kind, good, value",
+    [
+        (whole(least=0), "1e3", 1000), (whole(least=0), "0", 0), (whole(), "-5", -5), (number(above=0), "2", 2.0),
+        (number(least=0, most=1), "1", 1.0), (typed(tuple[float, ...], above=0), "1,2e1", (1.0, 20.0)),
+    ],
+)  # fmt: skip
+def test_numbers_of_flags(kind, good, value):
+    parser = Parser()
+    parser.add_argument("--n", type=kind)
+    (read,) = vars(parser.parse_args([f"--n={good}"])).values()
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "kind, bad, words",
+    [
+        *((whole(least=0), text, "whole number at least 0") for text in ("-5", "1.5", "nan", "inf", "", "x", "1e400")),
+        *((number(above=0), text, "number above 0") for text in ("0", "-1", "nan", "inf", "1,2", "none", "")),
+        *(
+            (typed(tuple[float, ...], above=0), text, "several with commas")
+            for text in ("", ",", "1,nan", "1,-1", "1;2")
+        ),
+    ],
+)
+def test_numbers_of_flags_are_refused_as_those_of_options_are(kind, bad, words, capsys):
+    parser = Parser()
+    parser.add_subparsers().add_parser("x").add_argument("--n", type=kind)
+    with pytest.raises(Mistake, match=f"^--n={re.escape(repr(bad))}: expected .*{words}"):
+        parser.parse_args(["x", f"--n={bad}"])
 
 
 def fail(error):

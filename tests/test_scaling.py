@@ -10,6 +10,7 @@ import pytest
 
 import scaling
 from config import main
+from laws.__main__ import run as laws_run
 from model import Shape
 from scaling import (
     CHINCHILLA_MODELS,
@@ -222,10 +223,11 @@ def test_command_line():
 
 
 def test_main_prints_one_line_for_a_mistake(capsys, tmp_path):
-    empty, other, torn, wide = (tmp_path / name for name in ("empty.json", "other.json", "torn.json", "wide.json"))
+    empty, other, torn, wide, odd = (tmp_path / f"{name}.json" for name in ("empty", "other", "torn", "wide", "odd"))
     empty.write_text('{"law": "chinchilla", "params": {"E": 1}}')
     other.write_text('{"law": "isoflop"}')
     torn.write_text('{"law": "chin')
+    odd.write_text(json.dumps(scaling.DEFAULT_LAW | {"ranges": {"N": [1e7]}}))
     draw = scaling.DEFAULT_LAW["params"] | {"beta": -0.1}
     wide.write_text(json.dumps(scaling.DEFAULT_LAW | {"draws": [draw]}))
     for args, word in (
@@ -234,9 +236,15 @@ def test_main_prints_one_line_for_a_mistake(capsys, tmp_path):
         (["plan", "--flops=inf"], "inf"),
         (["plan", "--gpu_hours=8", "--mfu=0.4", "--gpu=Abacus"], "Abacus"),
         (["plan", "--gpu_hours=8", "--gpu=H100"], "--mfu"),
-        (["plan", "--gpu_hours=8", "--gpu=H100", "--mfu=40"], "between 0 and 1"),
+        (["plan", "--gpu_hours=8", "--gpu=H100", "--mfu=40"], "--mfu='40': expected number above 0 and at most 1"),
+        (["plan", "--gpu_hours=8", "--gpu=H100", "--mfu=nan"], "--mfu='nan'"),
+        (["plan", "--gpu_hours=nan", "--gpu=H100", "--mfu=0.4"], "--gpu_hours='nan'"),
+        (["plan", "--gpu_hours=1e308", "--gpu=H100", "--mfu=0.4"], "flops=inf"),
+        (["plan", "--flops=-1e21"], "--flops='-1e21'"),
+        (["plan", "--flops=1e21", "--batch_tokens=nan"], "--batch_tokens='nan'"),
+        (["savings", "--cooldown_frac=nan"], "--cooldown_frac='nan'"),
         (["plan", "--flops=1e21", f"--law={tmp_path}/none.json"], "none.json"),
-        *((["plan", "--flops=1e21", f"--law={path}"], path.name) for path in (empty, other, torn, wide)),
+        *((["plan", "--flops=1e21", f"--law={path}"], path.name) for path in (empty, other, torn, wide, odd)),
         *((["savings", f"--lengths={text}"], text) for text in ("1,x", "10,nan", "10,-1", "inf", "")),
         (["savings", "--cooldown_frac=2"], "cooldown_frac"),
         (["table", "--unknown=1"], "--unknown=1"),
@@ -259,3 +267,26 @@ def test_main_plans_from_gpu_hours_and_a_law(capsys, tmp_path):
     assert made["intervals"]["params"][0] < made["params"] < made["intervals"]["params"][1]
     scaling.run(["plan", "--flops=1e21"])
     assert "2.792e+09" in capsys.readouterr().out
+
+
+def test_a_plan_beyond_what_its_law_was_fitted_on_says_so(capsys, tmp_path):
+    def notes(flops, law=None):
+        scaling.run(["plan", f"--flops={flops}", "--json", *([f"--law={law}"] if law else [])])
+        return json.loads(capsys.readouterr().out)["beyond"]
+
+    assert notes(1e21) == []  # N from 57M to 16B, D from 0.8B to 318B
+    assert notes(1e26) == [
+        "D = 1.609e+13 is 50.6 times the largest fitted",
+        "N = 1.036e+12 is 64 times the largest fitted",
+    ]
+    assert notes(1e17)[1] == "N = 2.456e+07 is 0.428 times the smallest fitted"
+    law = tmp_path / "law.json"
+    law.write_text(json.dumps(scaling.DEFAULT_LAW | {"ranges": {"N": (1e9, 1e10), "D": (1e10, 1e13)}}))
+    assert notes(1e20, law) == ["N = 8.55e+08 is 0.855 times the smallest fitted"]
+    law.write_text(json.dumps({"law": "chinchilla", "params": scaling.DEFAULT_LAW["params"]}))
+    (unknown,) = notes(1e21, law)
+    assert "does not say on what it was fitted" in unknown
+    main(lambda: laws_run(["predict", str(law), "--N=1e9", "--D=1e10"]))
+    assert unknown in capsys.readouterr().out  # the same words
+    scaling.run(["plan", "--flops=1e26"])
+    assert "N = 1.036e+12 is 64 times the largest fitted\n" in capsys.readouterr().out

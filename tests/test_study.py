@@ -201,7 +201,9 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
     ("args", "message"),
     [
         (["b.py"], "b.py: expected one study"),
-        (["--jobs=0"], "--jobs=0: expected how many"),
+        (["--jobs=0"], "--jobs='0': expected whole number at least 1"),
+        (["--jobs=1.5"], "--jobs='1.5'"),
+        (["--jobs=nan"], "--jobs='nan'"),
         (["--dataset=nowhere"], "nowhere"),
         (["--data_dir=/nowhere"], "/nowhere"),
     ],

@@ -268,7 +268,7 @@ def test_a_cooldown_on_new_data_does_without_the_old(run, tmp_path, data_dir):
     run("without", **branch, stop_at=50)
     assert same(run("without", **branch), expected)  # resumed, too
     assert expected["data"]["sha256"].keys() == {"text", "other"}
-    with pytest.raises(ValueError, match="'words' has another tokenizer .words. than what .* was trained on .bytes."):
+    with pytest.raises(ValueError, match="'words' has another tokenizer .words, 257 words. than .* .bytes, 257 words"):
         run("words", **branch | {"dataset": "words"})
     with pytest.raises(ValueError, match="dataset 'text' is not in"):  # its own is needed
         run("mixed", **branch | {"dataset": "text:0.5,other:0.5"})
