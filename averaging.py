@@ -36,7 +36,7 @@ PIECE = 1 << 24  # numbers cast or moved at once: 64 MiB of fp32
 
 
 def bare_names(tensors: dict) -> dict:
-    """The same under names without what torch.compile adds anywhere, and what DDP puts before all of them."""
+    """The same tensors, under names without what torch.compile adds in them and DDP in front of them."""
     names = [name.replace("_orig_mod.", "") for name in tensors]
     while names and all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
@@ -103,7 +103,7 @@ class Block:
 
 
 class Average:
-    """What WindowAverage and EMA are alike in: blocks of samples, the last of which may still be filling.
+    """What WindowAverage and EMA have in common: blocks of samples, the last of which may still be filling.
 
     They differ in how a sample is added to a block, and in how that becomes an average. An EMA is one block without an
     end: it is always filling, and `blocks` is left at None.
@@ -162,10 +162,11 @@ class Average:
     def average(self, blocks: int | None = None) -> dict[str, Tensor]:
         """Mean over the samples of the last `blocks` completed blocks: new fp32 tensors by name.
 
-        None is for training logs, the last completed block and the one being filled together: always up to the newest
-        sample, over `horizon` steps at the end of a block and nearly twice as many before the end of the next; over
-        less only until a first block is complete. 0 is the block being filled alone, as far as it goes.
-        Floating-point buffers are in it as they are in the model now, and of their own dtype; others are not.
+        0 is the block being filled alone, as far as it goes. None, for training logs, is the last completed block and
+        the one being filled together. That mean always reaches up to the newest sample: it is over `horizon` steps at
+        the end of a block, and over nearly twice as many just before the end of the next. It is over fewer only until
+        the first block is complete.
+        Floating-point buffers are in it as they are in the model now, in their own dtype; other buffers are not.
         """
         chosen = self.choose(blocks)
         if not chosen:
@@ -214,10 +215,10 @@ class WindowAverage(Average):
     so. The last `keep` completed blocks are held: the means over 1, 2, ... of them are the horizons to choose from.
 
     Memory: an fp32 copy of the model for each completed block, and one for the block being filled; on `device` ("cpu"
-    spares GPU memory, at the price of a transfer a sample), or else where the parameters are.
+    spares GPU memory, at the price of a transfer per sample), or else where the parameters are.
     Accuracy: samples are added up in fp32 and divided once. For bf16 weights, of 8 significant bits, the sum is exact.
-    Of fp32 weights 100 samples make an error of 1.5e-7 (rms), 500 one of 3e-7. A running mean would be rounded at every
-    sample: it is no better for fp32, and as bad for bf16.
+    With fp32 weights the error (rms) is 1.5e-7 for 100 samples and 3e-7 for 500. A running mean would be rounded at
+    every sample: it is no better for fp32, and as bad for bf16.
     """
 
     def __init__(
@@ -315,9 +316,9 @@ def restore(model_or_params: Source, state: dict, device: Device = None) -> Aver
 def swapped(model_or_params: nn.Module | Sequence[Tensor], average: dict[str, Tensor]):
     """Put an average into the model, cast to its dtypes; give back every bit of parameters and buffers at the end.
 
-    Also when the body raises, or changes them itself, as batch norm does. Tensors stay the same objects at the same
-    addresses: compiled models, DDP and optimizers notice nothing. Takes a copy of the model's memory meanwhile. Not for
-    between a forward pass and its backward pass.
+    It does so also when the body raises, or changes them itself, as batch norm does. Tensors stay the same objects at
+    the same addresses: compiled models, DDP and optimizers notice nothing. Meanwhile it takes the memory of one more
+    model. Do not use it between a forward pass and its backward pass.
     """
     tensors, averaged = named_tensors(model_or_params), averaged_tensors(model_or_params)
     others = tensors.keys() - averaged.keys()  # buffers and second names, in it or not

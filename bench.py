@@ -5,8 +5,8 @@
     python bench.py train configs/124m.py --micro_batch_size=16
     python bench.py --json                            # one JSON object instead of tables
 
-Machines are noisy and shared, so what is compared takes turns, and of every turn's time the median counts. Trust the
-ratios; the absolute figures are those of the minute. Training data are random tokens: nothing has to be prepared.
+Machines are noisy and shared, so what is compared takes turns, and the median of its times counts. Trust the ratios;
+the absolute figures hold for that minute only. Training data are random tokens: nothing has to be prepared.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def trainer(pipe, config, bf16, compiled, device):
 
 
 def time_averages(model, device):
-    """{average: (seconds a step, fp32 copies of the model held)}, sampled every 5 steps; the window holds 2 blocks."""
+    """{average: (seconds per step, fp32 copies of the model)}, sampled every 5 steps; the window holds 2 blocks."""
     costs, n_params = {}, sum(p.numel() for p in model.parameters())
     for average in (WindowAverage(model, horizon=25, every=5, keep=2), EMA(model, half_life=100, every=5)):
         times = [seconds(functools.partial(average.update, step), device) for step in range(1, 101)]

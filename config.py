@@ -64,7 +64,8 @@ def mistakes(where=None):
 def option(default, kind, least=-math.inf, most=math.inf, above=-math.inf, below=math.inf, choices=()):
     """A field of a dataclass of options: its default, its kind (a word; see `names`) and the values that it takes.
 
-    Bounds hold for numbers, and for each of a tuple of numbers; none is for any of them. `choices` are all there are.
+    Bounds hold for a number and for each number of a tuple; None is within any bounds. `choices`, if there are any, are
+    all the values that it takes.
     """
     limits = {"least": least, "most": most, "above": above, "below": below, "choices": tuple(choices)}
     return dataclasses.field(default=default, metadata={"kind": kind} | limits)
@@ -287,7 +288,7 @@ class Parser(argparse.ArgumentParser):
 def main(run, mistake=Mistake):
     """Call `run()`; end with one line on stderr and status 1 for a mistake, a fault of the machine, or divergence.
 
-    All else is a bug, and keeps its traceback. An OSError is the machine's by its number, or ours if it has none.
+    All else is a bug, and keeps its traceback. An OSError is the machine's by its number, and our own if it has none.
     `mistake` is the class of mistakes, or a tuple of classes.
     """
     kinds = mistake if isinstance(mistake, tuple) else (mistake,)

@@ -9,7 +9,7 @@ A dataset is a folder with `train.bin` and `val.bin` (raw little-endian uint16 o
 `meta.json`, which is written last and says what the bins hold: without it they are not whole, and are not read.
 
 The training stream is one endless row of sequences. Position p is the p-th sequence trained on, whatever the
-micro-batch, the ranks, and however often the run was stopped: with G sequences a step, step s takes s*G .. s*G + G-1.
+micro-batch, the ranks, and however often the run stopped: with G sequences per step, step s takes s*G .. s*G + G-1.
 Each epoch brings every sequence of a bin once, in a new order, and moves the cuts between sequences by a new offset.
 """
 

@@ -171,7 +171,7 @@ class Llama(nn.Module):
     def forward(self, tokens, targets=None, z_loss=0.0):
         """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32.
 
-        With `z_loss` two sums, (2,): that one, and the sum of z_loss * (ln Z)^2, where Z is the softmax's denominator.
+        With `z_loss` they are two, (2,): that sum, and the sum of z_loss * (ln Z)^2, Z being the softmax's denominator.
         The second is for the gradient: it keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
         """
         x = self.embedding(tokens)  # (B, T, C)

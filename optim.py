@@ -21,7 +21,7 @@ def param_groups(model, lr, weight_decay):
 
 
 def adamw(model, lr, weight_decay, betas):
-    """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, lr * weight_decay a step; eps 1e-8."""
+    """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, lr * weight_decay per step; eps 1e-8."""
     return torch.optim.AdamW(param_groups(model, lr, weight_decay), lr=lr, betas=betas, fused=True)
 
 

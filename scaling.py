@@ -80,7 +80,7 @@ def num_params(shape, norms: bool = True) -> int:
 def forward_flops(shape, causal: bool = False) -> int:
     """Count the FLOPs of the forward pass of one sequence, as the paper does (A.3; Chinchilla's appendix F).
 
-    The embedding look-up counts as a matmul, norms and activations as nothing, the vocabulary as it is without padding.
+    The embedding look-up counts as a matmul, norms and activations as nothing. The vocabulary counts without padding.
     The paper counts the whole T x T square of the attention; causal=True counts the half that a causal kernel computes.
     """
     s, d, T = shape, shape.n_embd, shape.seq_len
@@ -173,7 +173,7 @@ def paper_run_costs(model: PaperModel, as_run: bool = True) -> list:
 
 
 def chinchilla_run_costs() -> list:
-    """FLOPs of the runs of Chinchilla's 50 models, a list each: 10, 15, 20 and 25 tokens per nominal parameter."""
+    """FLOPs of the runs of Chinchilla's 50 models, a list for each: 10, 15, 20 and 25 tokens per nominal parameter."""
     runs = []
     for model in CHINCHILLA_MODELS:
         flops_per_token = train_flops(model) / model.seq_len

@@ -21,7 +21,7 @@ run. So they form a tree: shared segments are trained once, and branched from th
 bits of a run trained alone, with as many threads: OMP_NUM_THREADS, or else the cores divided by --jobs.
 
 A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in output.txt; runs/<study>/shared/ has the
-segments; results.csv, a row a run, comes last. Runs that are finished are not trained again.
+segments; results.csv, a row per run, comes last. Runs that are finished are not trained again.
 """
 
 import csv

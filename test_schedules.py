@@ -304,7 +304,7 @@ def test_each_wsd_s_cycle_ends_as_a_whole_run_of_that_length(shape, final):
 
 def test_power_is_the_law_of_its_paper_and_inverse_sqrt_halves_at_four_times_the_step():
     a, b, lr_max, batch, knee = 4, -0.51, 0.02, 128, 1000
-    tokens = (lr_max / (batch * a)) ** (1 / b) / knee  # a step
+    tokens = (lr_max / (batch * a)) ** (1 / b) / knee  # per step
     law = [min(lr_max, batch * a * (k * tokens) ** b) for k in range(1, 5000)]
     assert [lr_max * f for f in values(power(knee), 5000, start=1)] == close(law)
     assert inverse_sqrt(100)(400) == close(0.5) and inverse_sqrt(100)(1600) == close(0.25)

@@ -5,7 +5,7 @@
     folder.log({"step": 1010, "train_loss": 3.2})
     folder.finish(result)
 
-log.jsonl has one JSON object a line. It begins with the lines of `log_from` up to step `start`: those of the run itself
+log.jsonl has a JSON object per line. It begins with the lines of `log_from` up to step `start`: those of the run itself
 when it resumes, those of its ancestor when it is a branch. So it is always whole, without a line twice.
 """
 

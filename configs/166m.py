@@ -1,15 +1,6 @@
-r"""The paper's 166M model, 166,205,312 parameters (Table 1): constant LR for the longest of its runs (Table 2).
+"""The paper's 166M model, 166,205,312 parameters: the longest of its runs, at a constant LR. Not run yet.
 
-length  15,000, 25,000, 30,000 steps of 200 x 512 tokens (as run), on OpenWebText2 only
-LR      1e-3 for cosine; 5e-4 for constant with cooldowns of 20%, linear
-
-    torchrun --nproc_per_node=2 train.py configs/166m.py --save_at=12000,20000
-    torchrun --nproc_per_node=2 train.py configs/166m.py --name=166m-15000 --total_steps=15000 \
-        --schedule=wsd --cooldown_shape=linear --init_from=runs/166m/ckpt/step_00012000.pt
-    torchrun --nproc_per_node=2 train.py configs/166m.py --name=166m-cosine-15000 --total_steps=15000 \
-        --schedule=onecycle --lr=1e-3
-
-Meant for two A100 as in the paper; not run yet.
+What goes with it is in configs/README.md: cosines, cooldowns, commands.
 """
 
 name = "166m"

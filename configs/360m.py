@@ -1,15 +1,6 @@
-r"""The paper's 360M model, 359,842,816 parameters (Table 1): constant LR for the longest of its runs (Table 2).
+"""The paper's 360M model, 359,842,816 parameters: the longest of its runs, at a constant LR. Not run yet.
 
-length  25,000, 37,500, 50,000 steps of 400 x 512 tokens
-LR      1e-3 for cosine; 5e-4 for constant with cooldowns of 20%, linear
-
-    torchrun --nproc_per_node=2 train.py configs/360m.py --save_at=20000,30000
-    torchrun --nproc_per_node=2 train.py configs/360m.py --name=360m-25000 --total_steps=25000 \
-        --schedule=wsd --cooldown_shape=linear --init_from=runs/360m/ckpt/step_00020000.pt
-    torchrun --nproc_per_node=2 train.py configs/360m.py --name=360m-cosine-25000 --total_steps=25000 \
-        --schedule=onecycle --lr=1e-3
-
-Meant for two A100 as in the paper; not run yet.
+What goes with it is in configs/README.md: cosines, cooldowns, commands.
 """
 
 name = "360m"

@@ -6,9 +6,9 @@ rate, half of cosine's, with averages over windows of 500 steps; and a linear co
     python study.py configs/paper.py --plan
     python study.py configs/paper.py --launch="torchrun --nproc_per_node=2"
 
-Cosine costs 1.145e20 FLOPs by the paper's count. The constant runs and three cooldowns each cost 7.33e19, 36% less;
-its figure has those bars. The "half" of the paper is right for its GPU hours (147 against 277), and for FLOPs if the
-longest run ends in its own cooldown instead of going on for the averages: 45% less. Not run here.
+By the paper's count of FLOPs, the cosines cost 1.145e20. The constant runs with three cooldowns each cost 7.33e19, 36%
+less; the paper's figure has these bars. Its "half" is right for GPU hours (147 against 277). For FLOPs it is 45% less
+if the longest run ends in its own cooldown, instead of going on for the averages. Not run yet.
 """
 
 from scaling import PAPER_MODELS as _MODELS

@@ -1,6 +1,6 @@
 """Tests of averaging.py: closed forms and means of saved iterates in float64, torch's own averages, and equal bits.
 
-python -m pytest test_averaging.py
+python -m pytest tests/test_averaging.py
 """
 
 import ast

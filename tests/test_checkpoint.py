@@ -1,6 +1,6 @@
 """Tests of checkpoint.py: what is saved comes back; what is damaged is noticed; what is whole is never lost.
 
-python -m pytest test_checkpoint.py
+python -m pytest tests/test_checkpoint.py
 """
 
 import contextlib

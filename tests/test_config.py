@@ -1,6 +1,6 @@
 """Tests of config.py: files and flags onto a dataclass, and what is said of mistakes.
 
-python -m pytest test_config.py
+python -m pytest tests/test_config.py
 """
 
 import ast
@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import HERE
 
+import scaling
 import schedules
 import train
 from config import (
@@ -130,6 +131,21 @@ def test_files_are_found_from_any_directory_and_build_on_others(write, monkeypat
     assert load(train.Config, [mine]) == dataclasses.replace(tiny, lr=tiny.lr / 2, n_layer=2 * tiny.n_layer)
     write("configs/tiny.py", "lr = 9")  # the working directory comes first
     assert load(train.Config, ["configs/tiny.py"]) == train.Config(lr=9.0)
+
+
+@pytest.mark.parametrize("model", scaling.PAPER_MODELS, ids=lambda model: model.name)
+def test_the_papers_configs_are_those_of_its_table(model):
+    """Each config is the longest run at a constant LR; configs/README.md has its row of paper_models.csv."""
+    config = load(train.Config, [f"configs/{model.name.lower()}.py"])
+    assert train.Shape.of(config, scaling.PAPER_VOCAB) == model.shape and config.name == model.name.lower()
+    assert (config.schedule, config.total_steps) == ("constant", model.steps_as_run[-1])
+    assert (config.lr, config.global_batch_size) == (model.lr_cosine / 2, model.global_batch_size)
+    starts = [steps - steps // 5 for steps in model.steps_as_run]  # of cooldowns over the last 20%
+    cells = [scaling.num_params(model.shape), model.shape.n_layer, model.shape.n_head, model.shape.n_embd]
+    cells = [f"`{config.name}.py`", *(f"{cell:,}" for cell in cells)]
+    cells += [", ".join(f"{steps:,}" for steps in lengths) for lengths in (model.steps_as_run, starts)]
+    cells += [f"{1000 * model.lr_cosine:g}e-3"]
+    assert f"| {' | '.join(cells)} |\n" in (HERE / "configs/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Tests of data.py: the order is a pure function of the position, fixed for ever; bins that are not whole are refused.
 
-python -m pytest test_data.py
+python -m pytest tests/test_data.py
 """
 
 import itertools
@@ -33,7 +33,7 @@ def write_bins(folder, train=5000, val=1000, vocab_size=50257, tokenizer="gpt2")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Sequences an epoch: 311 of a, 22 of b, 1 of c."""
+    """Sequences per epoch: 311 of a, 22 of b, 1 of c."""
     folder = tmp_path_factory.mktemp("data")
     for name, size in (("a", 5000), ("b", 16 * 23), ("c", 32)):
         write_bins(folder / name, size)

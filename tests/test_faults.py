@@ -69,7 +69,7 @@ class Lab:
         self.path, self.said_in, self.data_dir, self.processes = path, path, data_dir, []
 
     def start(self, name, *faults, ranks=1, env=(), **options):
-        """Start a run, one process a rank, with faults: functions that are called before it."""
+        """Start a run, one process per rank, with faults: functions that are called before it."""
         options = {**SMALL, "name": name, "out_dir": str(self.path / "runs"), "data_dir": str(self.data_dir), **options}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -98,7 +98,7 @@ def test_a_tenfold_range_of_sizes_does_not_identify_chinchilla():
 
 
 def test_optimum_is_the_published_one():
-    # Besiroglu et al.'s data, Huber optimum: N = 7.319e10 and 17.92 tokens a parameter at Chinchilla's budget
+    # Besiroglu et al.'s data, Huber optimum: N = 7.319e10 and 17.92 tokens per parameter at Chinchilla's budget
     params = {"E": 1.817218, "A": 477.8258, "B": 2143.417, "alpha": 0.347310, "beta": 0.367172}
     N, D, loss = optimum(params, 5.76e23)
     assert f"{N:.3e} {D / N:.2f}" == "7.319e+10 17.92" and 6 * N * D == pytest.approx(5.76e23)

@@ -1,6 +1,6 @@
 """Tests of model.py: the logits of transformers' Llama, the paper's parameter counts and initialization, exact losses.
 
-python -m pytest test_model.py
+python -m pytest tests/test_model.py
 """
 
 import math

@@ -1,6 +1,6 @@
 """Tests of optim.py: which parameter is in which group, updates against AdamW written out, and what a resume keeps.
 
-python -m pytest test_optim.py
+python -m pytest tests/test_optim.py
 """
 
 import copy

@@ -115,7 +115,7 @@ def test_savings_of_chinchilla():
 
 
 def test_chinchillas_sizes_agree_with_their_parameters():
-    # they have relative positions, whose projection is another d h k a layer; with it every row agrees to 1%
+    # they have relative positions, whose projection is another d h k per layer; with it every row agrees to 1%
     for model in CHINCHILLA_MODELS:
         count = num_params(model, norms=False) + model.n_layer * model.n_embd * model.n_head * model.head_size
         assert count / 1e6 == pytest.approx(model.million_params, rel=0.01), model
@@ -144,7 +144,7 @@ def test_peak_flops_by_device_name():
 
 
 def test_optimal_size_is_the_minimum_and_as_published():
-    # Hoffmann et al.'s law as rounded and as in their TeX, and the default, at Chinchilla's budget: tokens a parameter
+    # Hoffmann et al.'s law as rounded and as in their TeX, and the default; tokens per parameter at Chinchilla's budget
     rounded = dict(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
     exact = dict(E=1.6934, A=406.4, B=410.7, alpha=0.33917084, beta=0.2849083)
     for law, ratio in ((rounded, 92.65), (exact, 58.93), (scaling.DEFAULT_LAW["params"], 17.92)):
@@ -177,7 +177,7 @@ def test_default_laws_draws_have_the_published_spread():
 
 
 def test_rules_give_the_papers_1b_run():
-    # 100B tokens for 1B parameters: lr 8e-4 and 1.8M tokens a step (paper.md 4.3)
+    # 100B tokens for 1B parameters: lr 8e-4 and 1.8M tokens per step (paper.md 4.3)
     made = plan(6 * 1e9 * 100e9)
     assert f"{made.lr:.0e} {made.batch_tokens:.1e}" == "8e-04 1.8e+06"
 

@@ -1,6 +1,6 @@
 """Tests of tracking.py: a log that is always whole, one process to a folder, and wandb that cannot harm a run.
 
-python -m pytest test_tracking.py
+python -m pytest tests/test_tracking.py
 """
 
 import json
