@@ -23,7 +23,7 @@ from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import parse_mix, read_meta
 from model import Shape
-from tracking import read_log
+from tracking import lines_up_to
 from train import Config, check, make_schedule
 
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
@@ -303,7 +303,7 @@ def disk(segments):
 def trained(segment):
     """(steps, seconds) of a segment that its log tells of; evaluating and saving are not in the seconds."""
     steps, seconds, per_step = 0, 0.0, segment.config.global_batch_size * segment.config.seq_len
-    for line in map(json.loads, read_log(segment.folder / "log.jsonl", segment.end)):
+    for line in map(json.loads, lines_up_to(segment.folder / "log.jsonl", segment.end)):
         if "tokens_per_s" in line and line["step"] > segment.start + steps:
             new = line["step"] - segment.start - steps
             steps, seconds = steps + new, seconds + new * per_step / line["tokens_per_s"]

@@ -193,7 +193,7 @@ def check_length(config, state, path, least):
 def check_begun(config, run):
     """Raise Mistake if a folder without a checkpoint holds a run that had one."""
     begun = [step for step in (*config.save_at, config.save_every, config.stop_at, config.total_steps) if step]
-    lines = read_log(run / "log.jsonl", math.inf)
+    lines = lines_up_to(run / "log.jsonl", math.inf)
     step = json.loads(lines[-1])["step"] if lines else 0
     if step > min(begun):
         raise Mistake(
@@ -266,7 +266,7 @@ class RunFolder:
         (path / "result.json").unlink(missing_ok=True)
         with written(path / "config.json") as file:
             file.write((json.dumps(config, indent=1) + "\n").encode())
-        lines = read_log(log_from, start, evaluated)
+        lines = lines_up_to(log_from, start, evaluated)
         with written(path / "log.jsonl") as file:
             file.write("".join(lines).encode())
         self.stream = open(path / "log.jsonl", "a", buffering=1)  # each line goes out at once
@@ -289,7 +289,7 @@ class RunFolder:
 
     def log(self, entry, left_s=None):
         """Append one line, and print it; numbers that are not finite become null, as JSON has none."""
-        print(describe(entry, left_s), flush=True)
+        print(for_people(entry, left_s), flush=True)
         entry = finite(entry)
         self.stream.write(json.dumps(entry) + "\n")
         if self.wandb:
@@ -389,7 +389,7 @@ FORMS = {
 }
 
 
-def describe(entry, left_s=None):
+def for_people(entry, left_s=None):
     """A log line for people: known numbers in their forms, all losses by their names."""
     parts = [f"step {entry['step']:>6}"]
     for name, value in entry.items():
@@ -405,7 +405,7 @@ def clock(seconds):
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
-def read_log(path, last_step, evaluated=True):
+def lines_up_to(path, last_step, evaluated=True):
     """Lines of a log.jsonl, if there is one, up to step `last_step` (none for 0), without one that a kill cut off."""
     lines = []
     if not last_step or not path or not path.is_file():

@@ -130,9 +130,9 @@ def make_averages(config, model):
 def check(config, world_size):
     """Raise Mistake for what the bounds of single options cannot say, before anything is read, built or written."""
     check_values(config)
-    for step in (*config.save_at, config.stop_at or 1):
-        if step > config.total_steps:
-            raise Mistake(f"save_at or stop_at={step}: expected steps up to total_steps={config.total_steps}")
+    late = [step for step in (*config.save_at, config.stop_at) if step is not None and step > config.total_steps]
+    if late:
+        raise Mistake(f"save_at or stop_at={late[0]}: expected steps up to total_steps={config.total_steps}")
     check_batch(config.global_batch_size, config.micro_batch_size, world_size)
     check_folder(config.out_dir, config.name)
     check_device(config.device)

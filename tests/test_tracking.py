@@ -16,7 +16,7 @@ import pytest
 from conftest import HERE
 
 import tracking
-from tracking import RunFolder, caught_signals, check_folder, clock, read_log
+from tracking import RunFolder, caught_signals, check_folder, clock, lines_up_to
 
 CONFIG = {"name": "x", "wandb": "off", "lr": 1e-3, "save_at": (1, 2)}
 SECRET = "c0ffee-not-to-be-found"
@@ -90,8 +90,8 @@ def test_log_is_cut_to_the_step_a_run_starts_from(start, tmp_path):
     folder.close()
     with open(tmp_path / "run" / "log.jsonl", "a") as f:
         f.write('{"step": 60, "train_l')  # cut off by a kill
-    assert [json.loads(line) for line in read_log(tmp_path / "run" / "log.jsonl", 100)] == entries
-    assert read_log(tmp_path / "none.jsonl", 100) == []
+    assert [json.loads(line) for line in lines_up_to(tmp_path / "run" / "log.jsonl", 100)] == entries
+    assert lines_up_to(tmp_path / "none.jsonl", 100) == []
 
     branch = start("branch", step=30)
     branch.log({"step": 31})

@@ -294,6 +294,18 @@ def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
     assert all(torch.equal(on["model"][k], later["model"][k]) for k in on["model"])
 
 
+def test_an_average_that_a_resume_switches_on_starts_then(run, capsys):
+    """Or that it changes; and says so. The weights are those of a run without."""
+    whole = run("whole", stop_at=45)
+    run("on", window_horizon=0, ema_half_life=(3.0,), stop_at=30)
+    capsys.readouterr()
+    on = run("on", stop_at=45)  # a window, and an EMA of another half-life
+    said = [line for line in capsys.readouterr().out.splitlines() if "this average begins" in line]
+    assert [line.split(":")[0] for line in said] == ["window", "ema"] and "begins at step 30" in said[0]
+    assert on["averages"]["ema"]["blocks"][0]["first"] == 31 and on["averages"]["window"]["blocks"][0]["first"] == 31
+    assert all(torch.equal(on["model"][k], whole["model"][k]) for k in on["model"])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What goes wrong
 
