@@ -140,10 +140,11 @@ def find_start(config, run, warn=True):
     if (run / "result.json").is_file():  # its checkpoints were removed to save space
         options = from_record(type(config), read_json(run / "config.json"), run / "config.json", warn)
         return Start("resumed", run / "log.jsonl", options=options, result=read_result(config, run, options))
-    check_begun(config, run)
     if config.init_from is None:
+        check_begun(config, run, start=0)
         return Start("new", None)
     state, path = read_checkpoint(config.init_from), Path(config.init_from)
+    check_begun(config, run, state["progress"]["step"])
     options = from_record(type(config), state["config"], path, warn)
     check_kept(config, options, names(type(config), "model"), path, "a branch has to keep it")
     check_length(config, state, path, least=1)
@@ -190,12 +191,14 @@ def check_length(config, state, path, least):
         raise Mistake(f"stop_at={config.stop_at}: {path} is past it already")
 
 
-def check_begun(config, run):
-    """Raise Mistake if a folder without a checkpoint holds a run that had one."""
-    begun = [step for step in (*config.save_at, config.save_every, config.stop_at, config.total_steps) if step]
+def check_begun(config, run, start):
+    """Raise Mistake if a folder without a checkpoint holds the log of a run that had one, after its `start`."""
+    saves = [*config.save_at, config.stop_at or config.total_steps]
+    if config.save_every:
+        saves.append((start // config.save_every + 1) * config.save_every)
     lines = lines_up_to(run / "log.jsonl", math.inf)
     step = json.loads(lines[-1])["step"] if lines else 0
-    if step > min(begun):
+    if step > min(save for save in saves if save > start):
         raise Mistake(
             f"{run} holds the log of a run up to step {step:,}, but no checkpoint: restore its ckpt/, "
             "or choose another --name"
@@ -207,7 +210,10 @@ def log_of(path, options):
     run = path.absolute().parent.parent
     if path.absolute().parent.name != "ckpt" or not (run / "config.json").is_file():
         return None
-    there = read_json(run / "config.json")
+    try:
+        there = read_json(run / "config.json")
+    except Mistake:
+        return None
     alike = all(there.get(name) == options[name] for name in ("name", "seed", "data_seed", "dataset", "n_embd"))
     return run / "log.jsonl" if alike else None
 

@@ -225,6 +225,15 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path):
     run(stop_at=20)
     shutil.rmtree(tmp_path / "runs/run/ckpt")
     assert same(run(), whole)
+    source = {"init_from": str(tmp_path / "runs/whole/ckpt/step_00000040.pt"), "total_steps": 80, "save_every": 30}
+    expected = run("branch", **source)
+    run("killed", **source, stop_at=60)  # its log begins with its trunk's 40 steps
+    shutil.rmtree(tmp_path / "runs/killed/ckpt")
+    assert same(run("killed", **source), expected)
+    shutil.rmtree(tmp_path / "runs/killed/ckpt")
+    (tmp_path / "runs/killed/result.json").unlink()
+    with pytest.raises(ValueError, match="holds the log of a run up to step 80"):
+        run("killed", **source)
 
 
 def config_of(name, tmp_path, **options):
