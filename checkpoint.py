@@ -184,6 +184,7 @@ def load(path, mmap=False):
     if not mmap:
         verify(path)
     try:
+        mmap = mmap and str(path).isascii()  # torch maps no file whose name the locale cannot spell
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # whatever the file provokes in the unpickler
         reason = "it is not a whole file of torch.save"

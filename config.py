@@ -164,7 +164,7 @@ def run_file(path):
         sys.path.insert(0, str(HERE))  # for `from configs.tiny import *`
     try:
         namespace = runpy.run_path(str(found))
-        tree = ast.parse(found.read_text())
+        tree = ast.parse(found.read_bytes())  # in UTF-8 or as it says, whatever the locale
     except Exception as error:
         raise Mistake(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     lines = {}

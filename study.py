@@ -206,7 +206,7 @@ def train_all(segments, waiting, jobs):
             time.sleep(POLL_S)
             for segment, status in jobs.ended():
                 if not (segment.is_trained() and segment.checkpoint.is_file()):
-                    said = [x for x in (segment.folder / "output.txt").read_text().splitlines() if x]
+                    said = [x for x in (segment.folder / "output.txt").read_text(errors="replace").splitlines() if x]
                     failed[segment] = f"{said[-1] if said else 'it said nothing'} (exit status {status})"
                     bar.write(f"FAILED  {segment.folder}: {failed[segment]}")
                     continue

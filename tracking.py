@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import checkpoint
@@ -92,6 +93,7 @@ class Start:
 
     def __post_init__(self):
         self.step = self.state["progress"]["step"]
+        self.merged_from = len(self.state.get("merged", {}).get("paths", ()))  # checkpoints, by evaluate.py --merge
 
     def first_change_of_lr(self, config, make_schedule):
         """(step, lr then, lr now) of the first update made so far that would have another learning rate now, or None.
@@ -111,6 +113,8 @@ class Start:
     def tell(self, config, lr_change, begun):
         """Print where the run starts, and all that is other than the checkpoint's run would have it."""
         print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
+        if self.merged_from:
+            print(f"merged: its weights are of {self.merged_from} checkpoints, the optimizer's moments of the last one")
         for name, before in self.options.items():
             now = getattr(config, name)
             if before != now and name not in EVIDENT:
@@ -154,6 +158,8 @@ def find_start(config, run, warn=True):
 def resume(config, run, state, path, warn):
     """The start of a run from its own checkpoint."""
     check_state(state, path)
+    if "merged" in state:
+        raise Mistake(f"{path} was merged from others, and is not this run's own: move it away, and branch from it")
     options = from_record(type(config), state["config"], path, warn)
     check_kept(config, options, names(type(config), "model", "run"), path, "choose another --name")
     check_length(config, state, path, least=0)
@@ -279,10 +285,7 @@ class RunFolder:
         keep_code(path / "code")
         if config["wandb"] != "off":
             with self.optional_wandb():
-                import wandb
-
-                mode, name = config["wandb"], config["name"]
-                self.wandb = wandb.init(project=WANDB_PROJECT, name=name, dir=path, mode=mode, config=config)
+                self.wandb = start_wandb(path, config)
 
     @contextlib.contextmanager
     def optional_wandb(self):
@@ -314,6 +317,28 @@ class RunFolder:
             finish = threading.Thread(target=self.wandb.finish, daemon=True)
             finish.start()
             finish.join(WANDB_FINISH_S)
+
+
+def start_wandb(path, config):
+    """The wandb run of a run's folder: the same one whenever it goes on, in one group with the run it branched from.
+
+    wandb.json holds its id, and whose it is: a copy of the folder under another name gets a run of its own.
+    """
+    import wandb
+
+    def kept(folder):
+        return json.loads((folder / "wandb.json").read_text()) if (folder / "wandb.json").is_file() else {}
+
+    known, name = kept(path), config["name"]
+    if known.get("name") != name:
+        known = {"name": name, "id": uuid.uuid4().hex[:12], "group": name}
+        if config["init_from"]:
+            trunk = Path(config["init_from"]).parent.parent
+            known["group"] = kept(trunk).get("group", trunk.name)
+        with written(path / "wandb.json") as file:
+            file.write((json.dumps(known) + "\n").encode())
+    which = {"name": name, "id": known["id"], "group": known["group"], "resume": "allow"}
+    return wandb.init(project=WANDB_PROJECT, dir=path, mode=config["wandb"], config=config, **which)
 
 
 def keep_code(folder):

@@ -7,10 +7,13 @@ import ast
 import dataclasses
 import errno
 import importlib
+import io
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -363,3 +366,40 @@ def test_main_leaves_other_ends_alone():
     with pytest.raises(SystemExit) as end:
         main(lambda: sys.exit(143))
     assert end.value.code == 143
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Terminals, locales, python -OO
+
+ALL_COMMANDS = """
+import os, runpy, sys
+for command in {commands}:
+    sys.argv = command = [os.fsdecode(word) for word in command]
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if end.code:  # no assert: this runs without them
+            sys.exit(f"{{command}} ended with {{end.code}}")
+    print("ended", *command)
+"""
+
+
+def test_a_terminal_that_cannot_show_a_character_stops_nothing(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    main(lambda: print("├─ 1.0 ± 0.1 \udcc3"))  # the last stands for a byte of a file's name that is no UTF-8
+    out.flush()
+    assert out.buffer.getvalue() == b"?? 1.0 ? 0.1 ?\n"
+
+
+def test_all_commands_work_under_oo_and_in_a_plain_locale(tmp_path):
+    (tmp_path / "würfel.py").write_text("# ±\nlr = 1e-3\n", encoding="utf-8")
+    commands = [[name, "--help"] for name in "train evaluate study plot tables scaling bench prepare_data laws".split()]
+    commands += [["laws", "asymptote", "--help"], ["scaling", "plan", "--flops=1e26"]]
+    commands += [["study", str(tmp_path / "würfel.py"), "--print"]]
+    names = [name for name in os.environ if name.startswith(("LC_", "PYTHON")) or name == "LANG"]
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    plain |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    code = ALL_COMMANDS.format(commands=[[os.fsencode(word) for word in command] for command in commands])
+    done = subprocess.run([sys.executable, "-OO", "-c", code], cwd=HERE, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("ended") == len(commands), done.stderr

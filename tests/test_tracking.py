@@ -6,6 +6,7 @@ python -m pytest tests/test_tracking.py
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from conftest import HERE
 import tracking
 from tracking import RunFolder, caught_signals, check_folder, clock, lines_up_to
 
-CONFIG = {"name": "x", "wandb": "off", "lr": 1e-3, "save_at": (1, 2)}
+CONFIG = {"name": "x", "init_from": None, "wandb": "off", "lr": 1e-3, "save_at": (1, 2)}
 SECRET = "c0ffee-not-to-be-found"
 
 
@@ -202,6 +203,36 @@ def test_wandb_gets_what_the_log_gets(start, wandb, tmp_path):
     assert init["config"] == CONFIG | {"wandb": "offline"}
     expected = [("log", ({"step": s, "train_loss": 3.0 / s},), {"step": s}) for s in (1, 2)]
     assert logs == expected and finish == ("finish", (), {})
+
+
+def test_a_run_that_goes_on_is_the_same_wandb_run(start, wandb, tmp_path):
+    def inits():
+        return [init for call, _, init in wandb.calls if call == "init"]
+
+    whole_run(start, wandb="online")
+    whole_run(start, wandb="online", step=1)
+    first, again = inits()
+    assert first["id"] == again["id"] and first["resume"] == again["resume"] == "allow" and first["group"] == "x"
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    whole_run(start, name="copy", wandb="online")  # of the same name still: the folder has moved
+    assert inits()[-1]["id"] == first["id"]
+    folder = RunFolder(tmp_path / "copy", CONFIG | {"name": "y", "wandb": "online"}, tmp_path / "copy/log.jsonl", 0)
+    folder.close()
+    assert inits()[-1]["id"] != first["id"]
+
+
+def test_a_branch_is_a_wandb_run_of_its_own_in_the_group_of_its_trunk(start, wandb, tmp_path):
+    def begin(folder, source=None):
+        options = {"name": folder, "wandb": "online"}
+        options["init_from"] = source and str(tmp_path / source / "ckpt" / "step_00000001.pt")
+        opened = RunFolder(tmp_path / folder, CONFIG | options, tmp_path / folder / "log.jsonl", 0)
+        opened.close()
+        return [init for call, _, init in wandb.calls if call == "init"][-1]
+
+    trunk, branch, twig, again = begin("trunk"), begin("a", "trunk"), begin("b", "a"), begin("b", "a")
+    assert len({trunk["id"], branch["id"], twig["id"]}) == 3 and again == twig
+    assert [run["group"] for run in (trunk, branch, twig)] == ["trunk"] * 3
+    assert begin("c", "quiet")["group"] == "quiet"  # a trunk that was not tracked gives its name
 
 
 @pytest.mark.parametrize(
