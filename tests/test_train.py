@@ -267,6 +267,18 @@ def test_a_log_is_taken_over_only_from_the_run_it_is_of(run, tmp_path, capsys):
     assert lines(tmp_path, "c") == b
 
 
+def test_a_merged_checkpoint_says_what_it_is(run, tmp_path, capsys):
+    run("trunk", save_at=(40,))
+    path = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
+    merged = checkpoint.load(path) | {"merged": {"paths": ["a.pt", "b.pt"], "weights": [0.5, 0.5]}}
+    checkpoint.write(tmp_path / "merged.pt", merged)
+    run("branch", init_from=str(tmp_path / "merged.pt"), stop_at=45)
+    assert "merged: its weights are of 2 checkpoints" in capsys.readouterr().out
+    checkpoint.write(tmp_path / "runs/branch/ckpt/step_00000050.pt", merged)
+    with pytest.raises(ValueError, match="was merged from others, and is not this run's own: move it away"):
+        run("branch", init_from=str(tmp_path / "merged.pt"))
+
+
 def test_a_cooldown_on_new_data_does_without_the_old(run, tmp_path, data_dir):
     run("trunk", save_at=(40,))
     branch = {"init_from": str(tmp_path / "runs/trunk/ckpt/step_00000040.pt"), "dataset": "other"}
