@@ -7,7 +7,7 @@
     python plot.py cooldown_shape results.csv                       # ... by the cooldown's shape (16-18)
     python plot.py averages results.csv                             # ... by schedule, average and length (10, 23, 26)
     python plot.py interpolation line.json                          # of evaluate.py --interpolate A B --json (7)
-    python plot.py envelope results.csv --runs runs/*               # loss against FLOPs, over model sizes (12 left)
+    python plot.py envelope results.csv                             # loss against FLOPs, over model sizes (12 left)
     python plot.py diagonal results.csv                             # cosine against cooldown (12 right)
     python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
 
@@ -15,41 +15,129 @@ Runs that differ in their seeds alone become a mean, with the standard deviation
 brackets are the figures of Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of results/.
 """
 
-import itertools
 import json
 import math
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.colors import to_rgb
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 import config
 import schedules
-import series
 import tables
 from config import Mistake
-from looks import LOSS, MARKERS, draw, finish, log_axis, panels_for, seeds, spread, styles
-from series import called, in_words, labels
-from tables import AVERAGES, grouped, read_results, settings
+from tables import AVERAGES, called, grouped, in_words, labels, mean_lines, read_results, settings, span
+
+plt.switch_backend("Agg")  # which needs no screen
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25})
+plt.rcParams.update({"legend.frameon": False, "legend.fontsize": 8, "legend.title_fontsize": 8})
+plt.rcParams.update({"axes.axisbelow": True, "axes.titlesize": 9, "lines.markersize": 5, "legend.handlelength": 3.5})
+plt.rcParams.update({"figure.constrained_layout.use": True, "figure.titlesize": 11, "svg.hashsalt": "cooldown"})
+
+# Colour, dash and marker of a line by its kind, which is what tables.called says, or the column of an average. Lengths
+# and sizes differ in marker and shade. So lines are told apart in grey, too, and by the colour-blind (Okabe and Ito).
+LOOKS = {
+    "constant": ("#303030", "-", "o"),
+    "val_loss_window": ("#009e73", (0, (3, 1.2)), "s"),
+    "val_loss_ema": ("#cc79a7", (0, (1, 1.2)), "D"),
+    "cooldown, 1-sqrt": ("#0072b2", (0, (9, 1.2, 1.5, 1.2)), "^"),
+    "cooldown, linear": ("#56b4e9", (0, (4, 1, 1, 1, 1, 1)), "v"),
+    "cosine (OneCycle)": ("#d55e00", (0, (6, 2)), "P"),
+    "cosine": ("#8c2d04", (0, (6, 1, 1, 1, 1, 1, 1, 1)), "X"),
+}
+OTHERS = (("#b8860b", "-", "<"), ("#5b2c6f", "--", ">"), ("#626567", "-.", "p"), ("#0e6655", ":", "h"))
+OTHERS += (("#a93226", (0, (8, 1.5)), "*"), ("#7d6608", (0, (3, 1, 1, 1)), "d"))
+MARKERS = "osD^vPX<>ph*d"  # of lines of one kind
+LOSS = "validation loss (nats per token)"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Looks
+
+
+def styles(lines):
+    """{label: its look} of (kind, label, ...): the kind says colour and dash, its label's place marker and shade."""
+    kinds, others, found = {}, cycle(OTHERS), {}
+    for kind, label, *_ in lines:
+        kinds.setdefault(kind, {})[label] = None
+    for kind, of_kind in kinds.items():
+        color, dash, marker = LOOKS[kind] if kind in LOOKS else next(others)
+        for i, label in enumerate(of_kind):
+            found[label] = {"color": color, "linestyle": dash, "marker": marker}
+            if len(of_kind) > 1:
+                pale = 0.55 * (1 - i / (len(of_kind) - 1))  # the last is the darkest
+                found[label]["color"] = tuple(c + (1 - c) * pale for c in to_rgb(color))
+                found[label]["marker"] = MARKERS[i % len(MARKERS)]
+    return found
+
+
+def draw(axes, lines, look):
+    """Draw means with their standard deviations, each in the look of its label."""
+    for line in lines:
+        std = np.nan_to_num(line.std) if max(line.n) > 1 else None
+        axes.errorbar(line.x, line.mean, std, label=line.label, elinewidth=0.9, capsize=2.5, **look[line.label])
+
+
+def spread(lines):
+    """What dots and bars are, for the legend's heading."""
+    n = [n for line in lines for n in line.n]
+    return f"mean over {span(n, 'seed')} ± 1 standard deviation" if max(n) > 1 else "one seed each: spread unknown"
+
+
+def log_axis(axis, values):
+    """A logarithmic axis with ticks to read: the values if they are few, powers of 10 if they span much."""
+    values = sorted(set(values))
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    if len(values) <= 7 or values[-1] < 30 * values[0]:
+        axis.set_major_locator(FixedLocator(values) if len(values) <= 7 else MaxNLocator(6))
+        axis.set_major_formatter("{x:.3g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def panels_for(rows, columns):
+    """A figure with a panel for each setting of the columns: (figure, [(axes, rows of that setting)])."""
+    groups = sorted(grouped(rows, columns).items())
+    across = 2 if len(groups) == 4 else min(3, len(groups))
+    down = math.ceil(len(groups) / across)
+    figure, panels = plt.subplots(down, across, figsize=(max(6.5, 3.8 * across), 3.3 * down + 1.2), squeeze=False)
+    for axes, (key, _) in zip(panels.flat, groups, strict=False):
+        axes.set(title=", ".join(map(in_words, columns, key)), ylabel=LOSS if axes in panels[:, 0] else "")
+    for axes in panels.flat[len(groups) :]:
+        axes.set_axis_off()
+    return figure, [(axes, here) for axes, (_, here) in zip(panels.flat, groups, strict=False)]
+
+
+def finish(figure, title, caption="", look=()):
+    """Title, and below one legend of all axes, in the order of `look`; the caption is its heading."""
+    handles = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if not handles:
+        raise Mistake("nothing to draw: lower --from_step, or give other runs")
+    names = [label for label in look or handles if label in handles]
+    across = int(figure.get_figwidth() / (0.7 + 0.058 * max(map(len, names))))  # inches: of the handle, of a letter
+    down = math.ceil(len(names) / max(1, across))
+    place = {"title": caption, "loc": "outside lower center", "ncols": math.ceil(len(names) / down)}
+    figure.legend([handles[name] for name in names], names, **place)
+    figure.suptitle(title)
+    return figure
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Figures
 
 
-def parse_schedule(text, steps, warmup_steps):
-    """(schedule, its options) of name, wsd:shape or name:option=value,...; what it needs besides has a default."""
-    name, _, rest = text.partition(":")
-    given = {"cooldown_shape": tables.SHAPE} if name == "wsd" else {}
-    for option, value in (pair.partition("=")[::2] for pair in rest.split(",") if pair):
-        option, value = (option, value) if value else ("cooldown_shape", option)
-        value = tables.read_cell(option, value, text)
-        given[option] = int(value) if isinstance(value, float) and value.is_integer() else value
-    needs = {"cosine_inf": {"cosine_steps": 6 * steps // 10}, "power": {"knee_steps": steps // 4}}
-    needs["wsd_s"] = {"cycle_ends": (steps // 4, steps // 2)}
-    options = {"total_steps": steps, "warmup_steps": warmup_steps, **needs.get(name, {}), **given}
-    if options.get("cooldown_shape") in schedules.POSITIVE:
-        options.setdefault("final_lr_frac", 0.1)  # these never reach 0
+def parse_schedule(text):
+    """(schedule of 1,000 steps, its settings) of name or wsd:shape."""
+    name, _, shape = text.partition(":")
+    given = {"cooldown_shape": shape or tables.SHAPE} if shape or name == "wsd" else {}
+    needs = {"cosine_inf": {"cosine_steps": 600}, "power": {"knee_steps": 250}, "wsd_s": {"cycle_ends": (250, 500)}}
+    options = {"total_steps": 1000, "warmup_steps": 50, **needs.get(name, {}), **given}
+    if shape in schedules.POSITIVE:
+        options["final_lr_frac"] = 0.1  # these never reach 0
     with config.mistakes():
         return schedules.build(name, **options), {"schedule": name, **given}
 
@@ -57,28 +145,22 @@ def parse_schedule(text, steps, warmup_steps):
 def plot_schedules(args):
     """Learning rate over steps, of schedules by name (Figure 2)."""
     figure, axes = plt.subplots(figsize=(6.5, 4))
-    steps = np.unique(np.linspace(0, args.steps, 1001).round().astype(int)).tolist()
-    built, given = zip(*[parse_schedule(text, args.steps, args.warmup_steps) for text in args.schedules], strict=True)
+    built, given = zip(*map(parse_schedule, args.schedules), strict=True)
     names = labels(given)
     look = styles(zip(map(called, given), names, strict=True))
     for i, (schedule, name) in enumerate(zip(built, names, strict=True)):
         beside = {"markevery": (25 + 37 * i, 150), "ms": 4, "lw": 1.6}  # markers beside, not upon, each other
-        axes.plot(steps, [args.lr * schedule(step) for step in steps], label=name, **look[name], **beside)
-    axes.set(xlabel="step", ylabel="learning rate" if args.lr != 1 else "learning rate / its peak", ylim=(0, None))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    return finish(figure, f"Learning rate of a run of {args.steps:,} steps, {args.warmup_steps:,} of them warmup")
+        axes.plot(range(1001), list(map(schedule, range(1001))), label=name, **look[name], **beside)
+    axes.set(xlabel="step", ylabel="learning rate / its peak", ylim=(0, None))
+    return finish(figure, "Learning rate of a run of 1,000 steps, 50 of them warmup")
 
 
 def name_runs(paths, names):
-    """[(kind, label)] of runs: words for their settings, or their folders' names where those are unknown or alike."""
-    told = [tables.read_settings(path) for path in paths]
-    words = iter(labels([given for given in told if given]))
-    found = [(called(given), next(words)) if given else (name, name) for name, given in zip(names, told, strict=True)]
-    said = [label for _, label in found]
-    return [
-        (kind, label if said.count(label) == 1 else f"{label} ({name})")
-        for name, (kind, label) in zip(names, found, strict=True)
-    ]
+    """[(kind, label)] of runs: words for their settings, and their folders' names where those are unknown or alike."""
+    told = [tables.read_settings(path) or {"schedule": name} for path, name in zip(paths, names, strict=True)]
+    said = labels(told)
+    told_apart = [x if said.count(x) == 1 else f"{x} ({name})" for x, name in zip(said, names, strict=True)]
+    return list(zip(map(called, told), told_apart, strict=True))
 
 
 def from_branch(points, seen):
@@ -91,38 +173,36 @@ def from_branch(points, seen):
 def rates_of(training, start):
     """[(step, lr)] of a branch that begins at step `start`, from where the learning rate leaves its trunk's on."""
     rates = [(x["step"], x["lr"]) for x in training if x["step"] >= start and "lr" in x]
-    leaves = next((i for i, (a, b) in enumerate(itertools.pairwise(rates)) if a[1] != b[1]), 0)
+    leaves = next((i for i, (a, b) in enumerate(pairwise(rates)) if a[1] != b[1]), 0)
     return rates[leaves:] if start > 0 else rates
 
 
 def plot_curves(args):
-    """Validation losses of runs and of their averages over steps, learning rate below (Figures 1, 3 left, 10)."""
+    """Validation losses of runs and of the first one's averages; learning rates below (Figures 1, 3 left, 10)."""
     paths = tables.find_runs(args.runs)
     logs = [tables.read_log(path) for path in paths]
     named = name_runs(paths, [name for *_, name in logs])
     kinds = [kind for kind, _ in named]
     order = sorted(range(len(logs)), key=lambda i: (kinds.index(kinds[i]), logs[i][1][-1]["step"]))  # shorter first
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, height_ratios=(3, 1))
-    curves, rates = [], []  # (kind, label, points)
-    seen = {loss: set() for loss in AVERAGES}  # a branch begins where it leaves the run that it is of
+    curves, rates = [], []  # (kind, label, points), (label, points)
+    seen = set()  # a branch begins where it leaves the run that it is of
     for i in order:
         (training, evaluation, _), (kind, label) = logs[i], named[i]
-        for loss in AVERAGES if i == 0 or args.all_averages else ["val_loss"]:
-            measured = [x for x in evaluation if loss in x]
-            own = from_branch([(x["step"], x[loss]) for x in measured], seen[loss])
-            points = [(step, value) for step, value in own if step >= args.from_step]
-            if loss == "val_loss":
-                curves.append((kind, label, points))
-                rates.append((kind, label, rates_of(training, own[0][0])))
-            elif points:
-                shown = series.averaged(loss, [x for x in measured if x["step"] >= args.from_step])
-                curves.append((loss, f"{label if args.all_averages else kind}, {shown}", points))
+        own = from_branch([(x["step"], x["val_loss"]) for x in evaluation], seen)
+        curves.append((kind, label, [point for point in own if point[0] >= args.from_step]))
+        rates.append((label, rates_of(training, own[0][0])))
+        for loss in AVERAGES if i == 0 else ():
+            measured = [x for x in evaluation if loss in x and x["step"] >= args.from_step]
+            if measured and loss != "val_loss":
+                points = [(x["step"], x[loss]) for x in measured]
+                curves.append((loss, f"{kind}, {tables.averaged(loss, measured)}", points))
     look = styles(curves)
     for kind, label, points in curves:
         if points:
             mark = {"marker": ""} if kind in AVERAGES else {"ms": 3.5}
             top.plot(*zip(*points, strict=True), lw=1.4, label=label, **look[label] | mark)
-    for _, label, points in rates:
+    for label, points in rates:
         bottom.plot(*np.array(points).reshape(-1, 2).T, lw=1.8, **look[label] | {"marker": ""})
     top.set_ylabel(LOSS)
     bottom.set(xlabel="step", ylabel="learning rate", ylim=0)
@@ -137,7 +217,7 @@ def plot_lr(args):
     if several:  # they have lengths in tokens per parameter in common, rather than in steps
         rows = [row | {"tokens_per_param": float(f"{row['tokens'] / row['n_params']:.2g}")} for row in rows]
     figure, panels = panels_for(rows, ["n_params"])
-    drawn = [series.lines(here, "lr", ignore=series.with_length(rows) if several else ()) for _, here in panels]
+    drawn = [mean_lines(here, "lr", ignore=tables.with_length(rows) if several else ()) for _, here in panels]
     look = styles(sum(drawn, []))
     for (axes, _), lines in zip(panels, drawn, strict=True):
         draw(axes, lines, look)
@@ -153,15 +233,15 @@ def plot_lr(args):
 
 def plot_cooldown_length(args):
     """Final loss against the cooldown's length, a panel per length of the run; cosine's level (Figures 5, 19, 20)."""
-    rows = read_results(args.results, args.only, ("cooldown_frac", "cooldown_steps"))
+    rows = read_results(args.results, args.only)
     length = ["n_params", "total_steps"]
     lengths = grouped(tables.pick(rows, "wsd"), length)
     figure, panels = panels_for([row for row in rows if tuple(map(row.get, length)) in lengths], length)
     drawn, levels = [], []
     for _, here in panels:
-        cosines = [row for row in here if row["schedule"] in series.COSINES]
-        drawn.append(series.lines(tables.pick(here, "wsd"), "cooldown_frac", ignore=("cooldown_steps",)))
-        levels.append(series.lines(series.at_best(cosines, "val_loss", series.CELL), "lr"))
+        cosines = [row for row in here if row["schedule"] in tables.COSINES]
+        drawn.append(mean_lines(tables.pick(here, "wsd"), "cooldown_frac", ignore=("cooldown_steps",)))
+        levels.append(mean_lines(tables.at_best(cosines, same=tables.CELL), "lr"))
     look = styles(sum(drawn + levels, []))
     for (axes, _), lines, level in zip(panels, drawn, levels, strict=True):
         draw(axes, lines, look)
@@ -177,13 +257,13 @@ def plot_cooldown_length(args):
 
 def plot_cooldown_shape(args):
     """The shapes of cooldowns, and the final loss of each (Figures 16-18)."""
-    rows = tables.pick(read_results(args.results, args.only, ("cooldown_steps", "cooldown_shape")), "wsd")
+    rows = tables.pick(read_results(args.results, args.only), "wsd")
     shapes = {shape: runs for (shape,), runs in grouped(rows, ["cooldown_shape"]).items()}
     best_first = sorted(shapes, key=lambda shape: np.mean([row["val_loss"] for row in shapes[shape]]))
     alike = [c for c in (*settings(rows), *tables.SEEDS) if c != "cooldown_shape"]
     best = {tuple(map(row.get, alike)): row["val_loss"] for row in shapes[best_first[0]]}
     above = [(row, best.get(tuple(map(row.get, alike)))) for row in rows]  # of the same seed: most of the noise cancels
-    lines = series.lines([row | {"val_loss": row["val_loss"] - low} for row, low in above if low], "cooldown_shape")
+    lines = mean_lines([row | {"val_loss": row["val_loss"] - low} for row, low in above if low], "cooldown_shape")
     look = styles([(called(shapes[shape][0]), shape) for shape in best_first])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.6))
     for i, shape in enumerate(best_first):
@@ -223,19 +303,10 @@ def plot_interpolation(args):
 def plot_envelope(args):
     """Loss against training FLOPs over model sizes, with the lower envelope of each schedule (Figure 12 left)."""
     rows = read_results(args.results, args.only)
-    named = {row["name"]: row for row in rows}
     sizes, reached = sorted({row["n_params"] for row in rows}), {called(row): [] for row in rows}  # (FLOPs, loss)
     look = styles([(kind, (kind, size)) for kind in reached for size in sizes])
     figure, axes = plt.subplots(figsize=(6.5, 5.4))
-    for path in tables.find_runs(args.runs):
-        _, evaluation, name = tables.read_log(path)
-        if name not in named:
-            raise Mistake(f"{path}: no run of that name in {', '.join(args.results)}; leave it out of --runs")
-        points = [(line["flops"], line["val_loss"]) for line in evaluation if line["flops"] > 0]
-        kind = called(named[name])
-        axes.plot(*zip(*points, strict=True), color=look[kind, named[name]["n_params"]]["color"], lw=0.7)
-        reached[kind] += points
-    best = series.at_best_lr(rows)
+    best = tables.at_best(rows)
     ends = list(grouped(best, settings(best)).values())
     for runs in ends:
         point = np.mean([run["flops"] for run in runs]), np.mean([run["val_loss"] for run in runs])
@@ -243,48 +314,39 @@ def plot_envelope(args):
         axes.plot(*point, **look[called(runs[0]), runs[0]["n_params"]] | {"linestyle": "", "zorder": 3, "ms": 6.5})
     for kind, points in reached.items():
         line = look[kind, sizes[-1]] | {"marker": "", "lw": 1.3, "zorder": 2}
-        axes.plot(*zip(*series.front(points), strict=True), label=kind, **line)
+        points.sort()
+        lowest = [(x, y) for i, (x, y) in enumerate(points) if all(y < low for _, low in points[:i])]
+        axes.plot(*zip(*lowest, strict=True), label=kind, **line)
     for size in sizes:
         marker = look[next(iter(reached)), size]["marker"]
         axes.plot([], [], linestyle="", color="0.4", marker=marker, label=in_words("n_params", size))
     log_axis(axes.xaxis, [x for points in reached.values() for x, _ in points])
     log_axis(axes.yaxis, np.linspace(*axes.get_ylim(), 9))
     axes.set(xlabel="training FLOPs of the whole run", ylabel=LOSS)
-    caption = f"lines: lower envelopes; dots: runs at their best learning rate, {seeds([*map(len, ends)])} each"
+    caption = f"lines: lower envelopes; dots: runs at their best learning rate, {span([*map(len, ends)], 'seed')} each"
     return finish(figure, "Loss against training FLOPs", caption)
-
-
-def beside_cosines(rows, cosines, schedule, loss):
-    """[(kind, name, array of (its loss, cosine's))] for runs of a schedule, by what differs at one size and length."""
-    runs = series.at_best_lr([row for row in rows if row["schedule"] == schedule], loss)
-    cells = grouped(runs, series.CELL).values()  # what goes with a size or a length tells no runs apart
-    differ = [c for c in settings(runs) if any(len({run.get(c) for run in cell}) > 1 for cell in cells)]
-    columns = dict.fromkeys(["schedule", "cooldown_shape", *(c for c in differ if c != "lr")])
-    groups = grouped(runs, columns)
-    names = labels([dict(zip(columns, key, strict=True)) for key in groups])
-    found = []
-    for name, alike in zip(names, groups.values(), strict=True):
-        kind, name = (
-            (called(alike[0]), name) if loss == "val_loss" else (loss, f"{name}, {series.averaged(loss, alike)}")
-        )
-        found.append((kind, name, series.paired(alike, cosines, loss)))
-    return [one for one in found if len(one[2])]
 
 
 def plot_diagonal(args):
     """Cosine against cooldown and averages at equal size and length, in perplexity (Figure 12 right)."""
     rows = read_results(args.results, args.only)
-    cosines = series.at_best(tables.pick(rows, *series.COSINES), "val_loss", series.CELL)
+    cosines = tables.at_best(tables.pick(rows, *tables.COSINES), same=tables.CELL)
     named = " and ".join({called(row): 0 for row in cosines})
     found = []
     for schedule, loss in (("wsd", "val_loss"), ("constant", "val_loss_window"), ("constant", "val_loss_ema")):
-        found += beside_cosines(rows, cosines, schedule, loss)
+        runs = tables.at_best([row for row in rows if row["schedule"] == schedule], loss)
+        cells = grouped(runs, tables.CELL).values()  # what is one in each cell goes with a size or a length
+        alike = [c for c in settings(runs) if all(len({row.get(c) for row in cell}) == 1 for cell in cells)]
+        for line in mean_lines(runs, "total_steps", loss, ignore={"lr", *alike} - {*tables.TEXT}):
+            pairs = tables.paired(line.rows, cosines, loss)
+            found += [(line.kind, line.label, pairs)] if len(pairs) else []
     if not found:
         raise Mistake("no cosine run has another of equal seed, size, data and length; add such pairs to the study")
     look = styles(found)
     figure, axes = plt.subplots(figsize=(6, 6.4))
     for _, name, pairs in found:
-        mean, error = series.mean_and_error(pairs[:, 0] - pairs[:, 1])
+        above = pairs[:, 0] - pairs[:, 1]
+        mean, error = np.mean(above), tables.std(above) / math.sqrt(len(above))
         x, cosine = np.exp(pairs.T)
         slope, intercept = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else (math.nan, math.nan)
         label = f"{name}: cosine = {slope:.3f} x {'-' if intercept < 0 else '+'} {abs(intercept):.2f}"
@@ -294,8 +356,8 @@ def plot_diagonal(args):
         axes.plot(ends, slope * ends + intercept, **look[name] | {"marker": ""})
         axes.plot([], [], label=label, **look[name] | {"mfc": "none"})
     every = np.exp(np.concatenate([pairs.ravel() for *_, pairs in found]))
-    span = [every.min(), every.max()]
-    axes.plot(span, span, color="0.6", lw=0.8, label="y = x: equal")
+    whole = [every.min(), every.max()]
+    axes.plot(whole, whole, color="0.6", lw=0.8, label="y = x: equal")
     axes.set(xlabel="perplexity x of the alternative", ylabel=f"perplexity of {named}", aspect="equal")
     return finish(figure, "Final perplexity of cosine against its alternatives", "a dot: one seed of each")
 
@@ -308,10 +370,10 @@ def plot_averages(args):
     drawn = [[] for _ in panels]
     for schedule, loss in [*(("constant", loss) for loss in AVERAGES), *others]:
         runs = [row for row in rows if row["schedule"] == schedule and row.get(loss) is not None]
-        average = series.averaged(loss, runs)  # of all sizes, which have windows of their own
+        average = tables.averaged(loss, runs)  # of all sizes, which have windows of their own
         for found, (_, here) in zip(drawn, panels, strict=True):
-            best = series.at_best_lr([row for row in runs if row["n_params"] == here[0]["n_params"]], loss)
-            found += series.lines(best, "total_steps", loss, ("lr", *series.with_length(rows)), average)
+            best = tables.at_best([row for row in runs if row["n_params"] == here[0]["n_params"]], loss)
+            found += mean_lines(best, "total_steps", loss, ("lr", *tables.with_length(rows)), average)
     look = styles(sum(drawn, []))
     for (axes, _), found in zip(panels, drawn, strict=True):
         draw(axes, found, look)
@@ -349,46 +411,34 @@ def plot_cost(args):
 # Command line
 
 
-def add_figure(commands, plot):
-    """The command of a figure: plot_lr is `lr`; its first docstring line is its help."""
-    name = plot.__name__.removeprefix("plot_")
-    parser = commands.add_parser(name, help=plot.__doc__, description=plot.__doc__)
-    parser.add_argument("--out", default=f"{name}.png", help="file to write; its suffix says the format: .png, .svg")
-    parser.set_defaults(plot=plot)
-    return parser
+FIGURES = (plot_schedules, plot_curves, plot_interpolation, plot_lr, plot_cooldown_length, plot_cooldown_shape)
+FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_cost)
 
 
 def run(args=None):
     parser = config.Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="FIGURE")
-
-    names = add_figure(commands, plot_schedules)
-    names.add_argument("schedules", nargs="*", default=["cosine", "wsd:linear", "wsd:1-sqrt"], help="of schedules.py")
-    names.add_argument("--steps", type=config.whole(least=1, most=10**9), default=1000, help="length of the run")
-    names.add_argument("--warmup_steps", type=config.whole(least=0), default=50)
-    names.add_argument("--lr", type=config.number(least=1e-12), default=1.0, help="peak")
-
-    curves = add_figure(commands, plot_curves)
-    curves.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
-    curves.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before this step")
-    curves.add_argument("--all_averages", action="store_true", help="draw those of every run, not of the first only")
-
-    add_figure(commands, plot_interpolation).add_argument("files", nargs="+", help="a line in the figure each")
-
-    finals = (plot_lr, plot_cooldown_length, plot_cooldown_shape, plot_averages, plot_envelope, plot_diagonal)
-    for plot in (*finals, plot_cost):
-        figure = add_figure(commands, plot)
-        figure.add_argument("results", nargs="+", help="results.csv of a study, or its folder; several are joined")
-        figure.add_argument("--only", nargs="+", default=[], metavar="COLUMN=VALUE,...", help="take these rows only")
-        if plot is plot_envelope:
-            figure.add_argument("--runs", nargs="+", default=[], help="draw these runs' losses on their way, too")
+    for plot in FIGURES:  # plot_lr is the command `lr`
+        name = plot.__name__.removeprefix("plot_")
+        figure = commands.add_parser(name, help=plot.__doc__, description=plot.__doc__)
+        figure.set_defaults(plot=plot)
+        figure.add_argument("--out", default=f"{name}.png", help="file to write: .png, .svg or .pdf")
+        if plot is plot_schedules:
+            default = ["cosine", "wsd:linear", "wsd:1-sqrt"]
+            figure.add_argument("schedules", nargs="*", default=default, help="names of schedules.py, or wsd:shape")
+        elif plot is plot_curves:
+            figure.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
+            figure.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before it")
+        elif plot is plot_interpolation:
+            figure.add_argument("files", nargs="+", help="a line in the figure each")
+        else:
+            figure.add_argument("results", nargs="+", help="results.csv of a study, or its folder; several are joined")
+            figure.add_argument("--only", nargs="+", default=[], metavar="COLUMN=VALUE,...", help="these rows only")
 
     args = parser.parse_args(args)
     out = Path(args.out)
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise Mistake(f"--out={out}: its suffix says the format, .png, .svg or .pdf")
-    if not out.parent.is_dir():
-        raise Mistake(f"--out={out}: there is no folder {out.parent}; make it, or choose another")
+    if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
+        raise Mistake(f"--out={out}: expected a .png, .svg or .pdf in a folder that is there")
     args.plot(args).savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
     plt.close("all")
     print(out)

@@ -50,8 +50,7 @@ from data import parse_mix, read_meta
 from model import Llama
 from parallel import autocast, use_bf16
 from planner import check_folder, disk, flops_per_step, options_of_result, plan, read_study, shape_of, trained
-from series import averaged, labels
-from tables import AVERAGES, grouped, print_table, read_results, settings
+from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings
 from tracking import clock, is_locked
 from train import Config, make_schedule
 

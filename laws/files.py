@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ MAX_STEPS = 10**7  # of a curve: its learning rates are held for every step
 
 def is_log(path):
     """Whether a path is read as JSON lines, as a run's log is: .jsonl, .jsonl.gz, or a run's folder."""
-    file, _ = find_log(path) or (Path(path), None)
+    file, _ = find_log(path)
     return file.name.endswith((".jsonl", ".jsonl.gz"))
 
 

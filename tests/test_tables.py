@@ -1,12 +1,13 @@
-"""tables.py: files are read patiently or refused in one line, and what is kept of a study is whole."""
+"""tables.py: files are read patiently or refused in one line; words and means of runs; what is kept of a study."""
 
 import gzip
 import json
+import math
 import subprocess
 import sys
 
 import pytest
-from conftest import HERE, row, write_log
+from conftest import HERE, row, seeds_of, write_log
 
 import tables
 
@@ -56,7 +57,7 @@ def test_bad_tables(tmp_path, text, message):
 
 def test_no_table(tmp_path):
     for path in (tmp_path / "no.csv", tmp_path, written(tmp_path, "") / "x.csv"):
-        with pytest.raises(tables.Mistake, match="no such file"):
+        with pytest.raises(tables.Mistake, match="no such file, and no run's folder"):
             tables.read_lines(path)
     with pytest.raises(tables.Mistake, match=r"is not a whole \.gz file"):
         tables.read_lines(written(tmp_path, "plain", "log.jsonl.gz"))
@@ -115,8 +116,72 @@ def test_what_a_run_is(tmp_path, table):
     expected = {"schedule": "wsd", "cooldown_shape": "1-sqrt", "total_steps": 100, "lr": 0.1, "seed": 3}
     assert tables.read_settings(run) == tables.read_settings(run / "log.jsonl") == expected  # rather than the table's
     (run / "config.json").write_text('{"schedule')
-    with pytest.raises(tables.Mistake, match=r"config\.json is not a JSON object"):
+    with pytest.raises(tables.Mistake, match=r"config\.json: Unterminated"):
         tables.read_settings(run)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Words and means
+
+
+def test_labels_say_what_differs():
+    common = {"schedule": "wsd", "cooldown_shape": "linear", "dataset": "text", "n_params": 1.2e6}
+    keys = [common | {"cooldown_frac": f, "total_steps": n} for f, n in ((0.1, 1e3), (0.2, 1e3), (0.2, 2e3))]
+    assert tables.labels(keys) == [
+        "cooldown, linear, 1,000 steps, over the last 10%",
+        "cooldown, linear, 1,000 steps, over the last 20%",
+        "cooldown, linear, 2,000 steps, over the last 20%",
+    ]
+    assert tables.labels(keys[1:]) == ["cooldown, linear, 1,000 steps", "cooldown, linear, 2,000 steps"]
+    cosines = [{"schedule": name, "lr": lr} for name, lr in (("cosine", 0.1), ("onecycle", 0.1), ("onecycle", 0.2))]
+    assert tables.labels(cosines[:2]) == ["cosine", "cosine (OneCycle)"]
+    assert tables.labels(cosines) == ["cosine, lr 0.1", "cosine (OneCycle), lr 0.1", "cosine (OneCycle), lr 0.2"]
+    assert tables.labels([common | {"beta2": b} for b in (0.95, None)]) == [
+        "cooldown, linear, beta2 0.95",
+        "cooldown, linear",
+    ]
+
+
+def test_settings_in_words():
+    assert [tables.in_words("n_params", n) for n in (33e6, 1.5e9, 999.0)] == [
+        "33M parameters",
+        "1.5B parameters",
+        "999 parameters",
+    ]
+    assert tables.in_words("total_steps", 1980) == tables.in_words("total_steps", 1980.0) == "1,980 steps"
+    assert tables.in_words("cooldown_steps", 264.0) == "over the last 264 steps"
+    assert tables.in_words("tokens_per_param", 20.0) == "20 tokens per parameter"
+    assert [tables.in_words("seed", 1), tables.in_words("n_layer", 2.0)] == ["seed 1", "n_layer 2"]
+    assert tables.in_words("dataset", "books") == "books"
+
+
+def test_averages_in_words():
+    rows = [{"window_steps": steps} for steps in (60.0, 60.0, None)]
+    assert tables.averaged("val_loss_window", rows) == "window of 60 steps"
+    assert tables.averaged("val_loss_window", [*rows, {"window_steps": 2000.0}]) == "window of 60 to 2,000 steps"
+    assert tables.averaged("val_loss_window", [{}]) == "window" and tables.averaged("val_loss_ema", rows) == "EMA"
+    rows = [row("constant", 3.0, val_loss_window=2.9, window_steps=60.0)]
+    (line,) = tables.mean_lines(rows, "lr", "val_loss_window")
+    assert (line.kind, line.label, list(line.mean)) == ("val_loss_window", "constant, window of 60 steps", [2.9])
+
+
+def test_at_best():
+    rows = [r for lr, loss in ((1e-3, 3.2), (2e-3, 3.1)) for r in seeds_of("cosine", loss, lr=lr)]
+    assert tables.at_best(rows) == rows[3:]
+    lucky = row("cosine", 2.0, lr=4e-3)  # one seed against three
+    assert tables.at_best([*rows, lucky]) == rows[3:]
+    assert tables.at_best(rows + [row("wsd", 5.0)])[3:] == [row("wsd", 5.0)]  # other settings do not compete
+
+
+def test_spread():
+    assert [tables.span(n, "seed") for n in ([1], [3, 3], [2000.0, 2, 3])] == ["1 seed", "3 seeds", "2 to 2,000 seeds"]
+    assert tables.std([1.0, 3.0]) == pytest.approx(2**0.5) and math.isnan(tables.std([1.0]))
+
+
+def test_pairs_need_equal_seeds_and_cells():
+    cosine = [row("cosine", 3.0, seed) for seed in (0, 1)]
+    others = [row("wsd", 2.9, 1), row("wsd", 2.8, 2), row("wsd", 2.7, 0, 200), row("wsd", 2.6, 0, dataset="other")]
+    assert tables.paired(others, cosine, "val_loss").tolist() == [[2.9, 3.0]]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
