@@ -130,14 +130,22 @@ def finish(figure, title, caption="", look=()):
 # Figures
 
 
-def parse_schedule(text):
-    """(schedule of 1,000 steps, its settings) of name or wsd:shape."""
-    name, _, shape = text.partition(":")
-    given = {"cooldown_shape": shape or tables.SHAPE} if shape or name == "wsd" else {}
-    needs = {"cosine_inf": {"cosine_steps": 600}, "power": {"knee_steps": 250}, "wsd_s": {"cycle_ends": (250, 500)}}
-    options = {"total_steps": 1000, "warmup_steps": 50, **needs.get(name, {}), **given}
-    if shape in schedules.POSITIVE:
-        options["final_lr_frac"] = 0.1  # these never reach 0
+def parse_schedule(text, steps, warmup_steps):
+    """(schedule, its settings) of name, wsd:shape or name:option=value,...; what it needs besides has a default."""
+    name, _, rest = text.partition(":")
+    given = {"cooldown_shape": tables.SHAPE} if name == "wsd" else {}
+    for pair in filter(None, rest.split(",")):
+        option, equals, value = pair.partition("=")
+        if equals:
+            value = tables.read_cell(option, value, text)
+            given[option] = int(value) if isinstance(value, float) and value.is_integer() else value
+        else:
+            given["cooldown_shape"] = option
+    needs = {"cosine_inf": {"cosine_steps": 6 * steps // 10}, "power": {"knee_steps": steps // 4}}
+    needs["wsd_s"] = {"cycle_ends": (steps // 4, steps // 2)}
+    options = {"total_steps": steps, "warmup_steps": warmup_steps, **needs.get(name, {}), **given}
+    if options.get("cooldown_shape") in schedules.POSITIVE:
+        options.setdefault("final_lr_frac", 0.1)  # these never reach 0
     with config.mistakes():
         return schedules.build(name, **options), {"schedule": name, **given}
 
@@ -145,14 +153,16 @@ def parse_schedule(text):
 def plot_schedules(args):
     """Learning rate over steps, of schedules by name (Figure 2)."""
     figure, axes = plt.subplots(figsize=(6.5, 4))
-    built, given = zip(*map(parse_schedule, args.schedules), strict=True)
+    steps = np.unique(np.linspace(0, args.steps, 1001).round().astype(int)).tolist()
+    built, given = zip(*[parse_schedule(text, args.steps, args.warmup_steps) for text in args.schedules], strict=True)
     names = labels(given)
     look = styles(zip(map(called, given), names, strict=True))
     for i, (schedule, name) in enumerate(zip(built, names, strict=True)):
         beside = {"markevery": (25 + 37 * i, 150), "ms": 4, "lw": 1.6}  # markers beside, not upon, each other
-        axes.plot(range(1001), list(map(schedule, range(1001))), label=name, **look[name], **beside)
+        axes.plot(steps, list(map(schedule, steps)), label=name, **look[name], **beside)
     axes.set(xlabel="step", ylabel="learning rate / its peak", ylim=(0, None))
-    return finish(figure, "Learning rate of a run of 1,000 steps, 50 of them warmup")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    return finish(figure, f"Learning rate of a run of {args.steps:,} steps, {args.warmup_steps:,} of them warmup")
 
 
 def name_runs(paths, names):
@@ -425,7 +435,10 @@ def run(args=None):
         figure.add_argument("--out", default=f"{name}.png", help="file to write: .png, .svg or .pdf")
         if plot is plot_schedules:
             default = ["cosine", "wsd:linear", "wsd:1-sqrt"]
-            figure.add_argument("schedules", nargs="*", default=default, help="names of schedules.py, or wsd:shape")
+            text = "names of schedules.py, with options: wsd:linear, inverse_sqrt:cooldown_frac=0.2"
+            figure.add_argument("schedules", nargs="*", default=default, help=text)
+            figure.add_argument("--steps", type=config.whole(least=1, most=10**9), default=1000, help="of the run")
+            figure.add_argument("--warmup_steps", type=config.whole(least=0), default=50, help="of these")
         elif plot is plot_curves:
             figure.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
             figure.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before it")

@@ -152,21 +152,25 @@ def test_same_svg_twice(tmp_path, table):
 
 
 def test_schedules(figure):
-    names = ["cosine", "wsd:linear", "wsd:1-square"]
-    (axes,) = figure("schedules", *names).axes
+    names = ["cosine", "wsd:linear", "wsd:cooldown_frac=0.5,cooldown_shape=1-square", "inverse_sqrt:cooldown_steps=20"]
+    (axes,) = figure("schedules", *names, "--steps=100", "--warmup_steps=10").axes
     lines = lines_of(axes)
-    assert list(lines) == ["cosine", "cooldown, linear", "cooldown, 1-square"]
+    assert list(lines)[:3] == ["cosine", "cooldown, linear", "cooldown, 1-square"]
     x, y = lines["cooldown, linear"]
-    assert x == list(range(1001)) and y == [schedules.wsd(1000, 50, cooldown_shape="linear")(k) for k in x]
-    assert lines["cosine"][1] == [schedules.cosine(1000, 50)(k) for k in x]
-    assert lines["cooldown, 1-square"][1] == [schedules.wsd(1000, 50, cooldown_shape="1-square")(k) for k in x]
+    assert x == list(range(101)) and y == [schedules.wsd(100, 10, cooldown_shape="linear")(k) for k in x]
+    assert lines["cosine"][1] == [schedules.cosine(100, 10)(k) for k in x]
+    given = {"cooldown_frac": 0.5, "cooldown_shape": "1-square"}
+    assert lines["cooldown, 1-square"][1] == [schedules.wsd(100, 10, **given)(k) for k in x]
+    cooled = schedules.cooldown(schedules.inverse_sqrt(10), 100, 20)
+    assert list(lines.values())[3][1] == [cooled(k) for k in x]
 
 
 @pytest.mark.parametrize(
-    "name", [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3"]
+    "name",
+    [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3", "wsd:cooldown_steps=2e2"],
 )
 def test_every_schedule_has_defaults(name):
-    assert plot.parse_schedule(name)[0](60) > 0
+    assert plot.parse_schedule(name, 1000, 50)[0](60) > 0
 
 
 def test_interpolation(tmp_path, figure):
@@ -417,6 +421,9 @@ def test_bad_tables(tmp_path, table, change, message):
         (["schedules", "sine"], "schedule='sine': choose one of"),
         (["schedules", "wsd:sine"], "cooldown_shape='sine': choose one of"),
         (["schedules", "cosine:linear"], "takes no cooldown_shape"),
+        (["schedules", "wsd:cooldown_steps=abc"], "cooldown_steps='abc': expected a whole number of steps"),
+        (["schedules", "wsd:cooldown_steps=-1"], "cooldown_steps=-1: expected a whole number of steps"),
+        (["schedules", "--steps=1.5"], "--steps='1.5': expected whole number at least 1"),
         (["curves", "LOG", "--from_step=-1"], "--from_step='-1': expected whole number"),
         (["schedules", "--colour"], "unrecognized arguments: --colour"),
         (["lr", "TABLE", "--out=nowhere/figure.png"], "nowhere/figure.png: expected .* in a folder that is there"),
