@@ -18,6 +18,8 @@ import random
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from config import HERE, Mistake, Parser, main, mistakes, number, typed
 from model import Shape
 from tables import print_table, read_rows
@@ -25,31 +27,14 @@ from tables import print_table, read_rows
 # Dense bf16 FLOP/s with fp32 accumulation, from the makers' data sheets (half of the figure printed "with sparsity").
 # Keys are whole words of torch.cuda.get_device_name(); the longest that matches counts.
 PEAK_FLOPS = {
-    "A100": 312e12,
-    "A800": 312e12,
-    "A30": 165e12,
-    "A40": 149.7e12,
-    "A10": 125e12,
-    "RTX A6000": 154.8e12,
+    "A100": 312e12, "A800": 312e12, "A30": 165e12, "A40": 149.7e12, "A10": 125e12, "RTX A6000": 154.8e12,
     "H100": 989e12,  # SXM; its name is "NVIDIA H100 80GB HBM3"
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H200": 989e12,
-    "H200 NVL": 835e12,
-    "H800": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "L4": 121e12,
-    "L40": 181e12,
-    "L40S": 362e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165.2e12,
-    "RTX 5090": 209.5e12,
-    "RTX 6000 Ada": 364.2e12,
-    "MI250X": 383e12,
-    "MI300X": 1307e12,
-}
+    "H100 NVL": 835e12, "H100 PCIe": 756e12, "H200": 989e12, "H200 NVL": 835e12, "H800": 989e12, "GH200": 989e12,
+    "B200": 2250e12, "GB200": 2500e12,
+    "L4": 121e12, "L40": 181e12, "L40S": 362e12,
+    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "RTX 6000 Ada": 364.2e12,
+    "MI250X": 383e12, "MI300X": 1307e12,
+}  # fmt: skip
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -105,10 +90,7 @@ def train_flops_6nd(params: float, tokens: float) -> float:
 # ----------------------------------------------------------------------------------------------------------------------
 # The models of the paper and of Chinchilla
 
-
 PAPER_SEQ_LEN, PAPER_VOCAB = 512, 50257  # the vocabulary of its notebook, which counts neither padding nor norms
-CHINCHILLA_SEQ_LEN, CHINCHILLA_VOCAB = 1024, 32000
-CHINCHILLA_TOKENS_PER_PARAM = (10, 15, 20, 25)
 
 
 class PaperModel(NamedTuple):
@@ -125,9 +107,8 @@ class PaperModel(NamedTuple):
 class ChinchillaModel(NamedTuple):
     """A row of Table A9 of Hoffmann et al., with the sizes of a Shape: a dense MLP, heads of a width of their own.
 
-    The table was held against a second transcription of it, and gives the two sums that Hägele et al. print (5.59e23
-    and 2.36e23 FLOPs). With the projection of relative positions, another d h k per layer, every row has its own
-    number of parameters to 1%.
+    It gives the two sums that Hägele et al. print (5.59e23 and 2.36e23 FLOPs) and, with the projection of relative
+    positions, another d h k per layer, each row's number of parameters to 1%.
     """
 
     million_params: int  # as the table prints them
@@ -135,9 +116,9 @@ class ChinchillaModel(NamedTuple):
     head_size: int
     n_head: int
     n_layer: int
-    vocab_size: int = CHINCHILLA_VOCAB
-    padded_vocab: int = CHINCHILLA_VOCAB
-    seq_len: int = CHINCHILLA_SEQ_LEN
+    vocab_size: int = 32000
+    padded_vocab: int = 32000
+    seq_len: int = 1024
     tied: bool = True
     mlp_matrices: int = 2
 
@@ -150,11 +131,6 @@ class ChinchillaModel(NamedTuple):
         return 4 * self.n_embd
 
 
-def read_models(name):
-    """Rows of a table in configs/: {column: text}."""
-    return [row for _, row in read_rows(HERE / "configs" / name)]
-
-
 def paper_model(row):
     sizes = {name: int(row[name]) for name in ("n_layer", "n_head", "n_embd")}
     steps = [tuple(map(int, row[name].split())) for name in ("steps_in_table", "steps_as_run")]
@@ -162,8 +138,9 @@ def paper_model(row):
     return PaperModel(row["name"], shape, *steps, int(row["global_batch_size"]), float(row["lr_cosine"]))
 
 
-PAPER_MODELS = [paper_model(row) for row in read_models("paper_models.csv")]
-CHINCHILLA_MODELS = [ChinchillaModel(*map(int, row.values())) for row in read_models("chinchilla_models.csv")]
+TABLES = HERE / "configs"
+PAPER_MODELS = [paper_model(row) for _, row in read_rows(TABLES / "paper_models.csv")]
+CHINCHILLA_MODELS = [ChinchillaModel(*map(int, row.values())) for _, row in read_rows(TABLES / "chinchilla_models.csv")]
 
 
 def paper_run_costs(model: PaperModel, as_run: bool = True) -> list:
@@ -177,7 +154,7 @@ def chinchilla_run_costs() -> list:
     runs = []
     for model in CHINCHILLA_MODELS:
         flops_per_token = train_flops(model) / model.seq_len
-        runs.append([flops_per_token * ratio * model.million_params * 1e6 for ratio in CHINCHILLA_TOKENS_PER_PARAM])
+        runs.append([flops_per_token * ratio * model.million_params * 1e6 for ratio in (10, 15, 20, 25)])
     return runs
 
 
@@ -186,7 +163,7 @@ def chinchilla_run_costs() -> list:
 
 
 def separate_cost(costs: list) -> float:
-    """Cost of training every length from scratch, as a cosine asks for: the sum of the costs of the runs."""
+    """Cost of training every length from scratch, as a cosine asks for."""
     if not costs or min(costs) <= 0:
         raise Mistake(f"costs={list(costs)} must be one or more positive numbers, one per length")
     return sum(costs)
@@ -211,77 +188,45 @@ def shared_cost(costs: list, cooldown_frac: float, formula: str = "A") -> float:
 # ----------------------------------------------------------------------------------------------------------------------
 # A budget: the compute-optimal run
 
-# Chinchilla's law, fitted to the 240 points that Besiroglu et al. (arXiv 2404.10102) read off a figure of Hoffmann et
-# al.; here the optimum of the Huber loss (delta 1e-3) on them. C = 6ND, tokens of the Chinchilla tokenizer.
+# Chinchilla's law, with delta 1e-3: of points read off a figure of Hoffmann et al., in tokens of their tokenizer
+DEFAULT_SOURCE = "Huber optimum on the 240 points of Besiroglu et al. 2024 (arXiv 2404.10102)"
 DEFAULT_LAW = {
     "law": "chinchilla",
-    "source": "Huber optimum on the 240 points of Besiroglu et al. 2024 (arXiv 2404.10102)",
     "params": {"E": 1.817218, "A": 477.8258, "B": 2143.417, "alpha": 0.347310, "beta": 0.367172},
     "ranges": {"N": (5.7334e7, 1.61833e10), "D": (8.1868e8, 3.17755e11)},  # of the 240 points
 }
-LAW_NAMES = ("E", "A", "B", "alpha", "beta")
 # Cholesky factor of the covariance of ln E, ln A, ln B, alpha, beta over 2000 bootstrap fits of laws/ to these points
 DEFAULT_SPREAD = (
-    (0.01166,),
-    (0.13386, 0.16542),
-    (0.20273, -0.23880, 0.09434),
-    (0.00784, 0.00984, -0.00027, 0.00043),
+    (0.01166, 0, 0, 0, 0),
+    (0.13386, 0.16542, 0, 0, 0),
+    (0.20273, -0.23880, 0.09434, 0, 0),
+    (0.00784, 0.00984, -0.00027, 0.00043, 0),
     (0.00993, -0.01178, 0.00441, -0.00035, 0.00015),
 )
 
 
-def default_law(draws: int = 400) -> dict:
-    """DEFAULT_LAW with draws of its parameters, as a law of laws/ has them; always the same draws."""
-    rng, law = random.Random(0), DEFAULT_LAW | {"draws": []}
-    E, A, B, alpha, beta = law["params"].values()
-    for _ in range(draws):
-        z = [rng.gauss(0, 1) for _ in LAW_NAMES]
-        e, a, b, *shift = (sum(x * z[j] for j, x in enumerate(row)) for row in DEFAULT_SPREAD)
-        values = (E * math.exp(e), A * math.exp(a), B * math.exp(b), alpha + shift[0], beta + shift[1])
-        law["draws"].append(dict(zip(LAW_NAMES, values, strict=True)))
-    return law
+def default_law(draws: int = 400):
+    """DEFAULT_LAW as a laws.Fit, with draws of its parameters; always the same draws."""
+    from laws import LAWS, Fit, fitting  # in functions only: scipy is slow to load, and train.py needs none
+
+    law, rng = LAWS["chinchilla"], random.Random(0)
+    theta = fitting.to_theta(law, DEFAULT_LAW["params"])[0]
+    many = [theta + DEFAULT_SPREAD @ np.array([rng.gauss(0, 1) for _ in theta]) for _ in range(draws)]
+    return Fit(**DEFAULT_LAW, draws=[fitting.to_params(law, moved) for moved in many])
 
 
-def read_law(path: str) -> dict:
-    """Read a law that `python -m laws chinchilla ... --json` wrote; Mistake where it is another law or not whole."""
-    from laws.files import read_fit  # not above: it brings scipy, and train.py imports this file
+def read_law(path: str):
+    """Read a laws.Fit that `python -m laws chinchilla ... --json` wrote; Mistake where no plan follows from it."""
+    from laws import files, optimum
 
     with mistakes():
-        fit = read_fit(path)
-    if fit.law != "chinchilla":
-        raise Mistake(
-            f"{path} holds a law of kind {fit.law}; make one with python -m laws chinchilla ... --json > {path}"
-        )
-    for values in (fit.params, *fit.draws):
-        if min(values[name] for name in LAW_NAMES) <= 0:
-            raise Mistake(f"{path}: its data leave the law so open that {values} fits too; no plan follows from it")
-    return fit._asdict()
-
-
-def beyond(law: dict, params: float, tokens: float) -> list:
-    """Say how far outside of what a law was fitted on a plan lies, in the sentences of `python -m laws predict`."""
-    import laws
-
-    fit = laws.Fit("chinchilla", law["params"], ranges=law.get("ranges", {}))
-    return laws.beyond(fit, {"N": params, "D": tokens})
-
-
-def optimal_size(flops: float, params: dict) -> tuple:
-    """(parameters, tokens, loss) that minimize E + A/N^alpha + B/D^beta under 6ND = flops.
-
-    N = G (C/6)^(beta/(alpha+beta)), D = (C/6) / N, G = (alpha A / (beta B))^(1/(alpha+beta)); Hoffmann et al., eq. 4.
-    """
-    E, A, B, alpha, beta = (params[name] for name in LAW_NAMES)
-    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-    N = G * (flops / 6) ** (beta / (alpha + beta))
-    D = flops / 6 / N
-    return N, D, E + A / N**alpha + B / D**beta
-
-
-def interval(values: list, level: float = 0.95) -> list:
-    """[low, high]: the two quantiles of the draws that leave (1 - level) / 2 on either side."""
-    values = sorted(values)
-    return [values[round((len(values) - 1) * q)] for q in ((1 - level) / 2, (1 + level) / 2)]
+        law = files.read_fit(path)
+    if law.law != "chinchilla":
+        raise Mistake(f"{path} holds a law of kind {law.law}; make one with python -m laws chinchilla ... --json")
+    with mistakes(path):
+        for params in (law.params, *law.draws):
+            optimum(params, C=1e21)
+    return law
 
 
 def shape_for(params: float) -> Shape:
@@ -311,27 +256,32 @@ class Plan(NamedTuple):
     batch_tokens: float
     lr: float
     intervals: dict  # 95%, of params, tokens, loss and steps; empty if the law comes without draws
+    beyond: list  # sentences that say how far outside of what the law was fitted on the plan lies
 
 
-def plan(flops: float, law: dict | None = None, batch_tokens: float | None = None) -> Plan:
-    """Plan the compute-optimal run of a budget (C = 6ND) from a chinchilla law; intervals from its bootstrap draws.
+def plan(flops: float, law=None, batch_tokens: float | None = None) -> Plan:
+    """Plan the compute-optimal run of a budget (C = 6ND) from a chinchilla law, a laws.Fit; intervals from its draws.
 
     `batch_tokens` (tokens per step) replaces the rule. What the law cannot know: your data, your tokenizer, inference.
     """
+    import laws
+
     if not (isinstance(flops, float | int) and 1 <= flops < math.inf):
         raise Mistake(f"flops={flops} must be a number of at least 1, such as 1e21")
     if batch_tokens is not None and not 1 <= batch_tokens < math.inf:
         raise Mistake(f"batch_tokens={batch_tokens} must be at least 1 token per step")
-    law = default_law() if law is None else law
+    law = law or default_law()
     lr, rule = deepseek_rules(flops)
-    batch_tokens = rule if batch_tokens is None else batch_tokens
-    N, D, loss = optimal_size(flops, law["params"])
-    draws = [optimal_size(flops, draw) for draw in law.get("draws", [])]
+    batch_tokens = batch_tokens or rule
+    N, D, loss = laws.optimum(law.params, flops)
     intervals = {}
-    if draws:
-        intervals = {name: interval([d[i] for d in draws]) for i, name in enumerate(("params", "tokens", "loss"))}
+    if law.draws:
+        many = [laws.optimum(params, flops) for params in law.draws]
+        low_high = np.transpose(laws.fitting.quantiles(many, method="nearest")).tolist()
+        intervals = dict(zip(("params", "tokens", "loss"), low_high, strict=True))
         intervals["steps"] = [x / batch_tokens for x in intervals["tokens"]]
-    return Plan(flops, N, D, loss, D / batch_tokens, batch_tokens, lr, intervals)
+    beyond = laws.beyond(law, {"N": N, "D": D})
+    return Plan(flops, N, D, loss, D / batch_tokens, batch_tokens, lr, intervals, beyond)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -342,22 +292,19 @@ def table_command(args) -> dict:
     """The paper's models (params as trained, params_notebook as its notebook counts them)."""
     rows = []
     for model in PAPER_MODELS:
-        shape, params = model.shape, num_params(model.shape)
+        shape, params, flops = model.shape, num_params(model.shape), train_flops(model.shape)
         padding = (shape.padded_vocab - shape.vocab_size) * shape.n_embd
-        flops = train_flops(shape)
-        rows.append(
-            {
-                "name": model.name,
-                **{name: getattr(shape, name) for name in ("n_embd", "n_layer", "n_head", "mlp_width")},
-                "params": params,
-                "params_notebook": num_params(shape, norms=False) - padding,
-                "flops_per_seq": flops,
-                "causal": train_flops(shape, causal=True),
-                "over_6nd": flops / train_flops_6nd(params, PAPER_SEQ_LEN),
-                "steps": model.steps_in_table,
-                "lr_cosine": model.lr_cosine,
-            }
-        )
+        sizes = {name: getattr(shape, name) for name in ("n_embd", "n_layer", "n_head", "mlp_width")}
+        counts = {
+            "params": params,
+            "params_notebook": num_params(shape, norms=False) - padding,
+            "flops_per_seq": flops,
+            "causal": train_flops(shape, causal=True),
+            "over_6nd": flops / train_flops_6nd(params, PAPER_SEQ_LEN),
+            "steps": model.steps_in_table,
+            "lr_cosine": model.lr_cosine,
+        }
+        rows.append({"name": model.name} | sizes | counts)
     return {"models": rows}
 
 
@@ -366,11 +313,11 @@ def savings_command(args) -> dict:
     if args.lengths is not None:
         name = ",".join(f"{length:g}" for length in args.lengths)
         rows = [cost_row(f"lengths {name}", [args.lengths], args.cooldown_frac)]
-        return {"cooldown_frac": args.cooldown_frac, "studies": rows}
-    studies = {m.name: paper_run_costs(m) for m in PAPER_MODELS if m.name != "166M"}
-    rows = [cost_row(name, [costs], args.cooldown_frac) for name, costs in studies.items()]
-    rows.append(cost_row("paper, total", list(studies.values()), args.cooldown_frac))
-    rows.append(cost_row("chinchilla, f=0.1", chinchilla_run_costs(), 0.1))
+    else:
+        studies = {m.name: paper_run_costs(m) for m in PAPER_MODELS if m.name != "166M"}
+        rows = [cost_row(name, [costs], args.cooldown_frac) for name, costs in studies.items()]
+        rows.append(cost_row("paper, total", list(studies.values()), args.cooldown_frac))
+        rows.append(cost_row("chinchilla, f=0.1", chinchilla_run_costs(), 0.1))
     return {"cooldown_frac": args.cooldown_frac, "studies": rows}
 
 
@@ -391,12 +338,10 @@ def plan_command(args) -> dict:
         flops = args.gpu_hours * 3600 * peak * args.mfu
     if flops is None:
         raise Mistake("a plan needs a budget: --flops=1e21, or --gpu_hours=512 --gpu=H100 --mfu=0.4")
-    law = read_law(args.law) if args.law else default_law()
-    result = plan(flops, law, args.batch_tokens)
+    result = plan(flops, read_law(args.law) if args.law else default_law(), args.batch_tokens)
     shape = shape_for(result.params)
     sizes = {name: getattr(shape, name) for name in ("n_layer", "n_embd", "n_head")} | {"n_params": num_params(shape)}
-    notes = {"law": law.get("source", args.law), "beyond": beyond(law, result.params, result.tokens)}
-    return result._asdict() | sizes | notes
+    return result._asdict() | sizes | {"law": args.law or DEFAULT_SOURCE}
 
 
 def print_plan(out):
@@ -430,15 +375,15 @@ def show(value):
 def run(args=None):
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    share, positive = number(least=0, most=1), number(above=0)
     table = commands.add_parser("table", help="the paper's models")
     savings = commands.add_parser("savings", help="one run per length against shared cooldowns")
+    share = number(least=0, most=1)
     savings.add_argument("--cooldown_frac", type=share, default=0.2, help="share of each length that is its cooldown")
     lengths = typed(tuple[float, ...], above=0, most=1e100)
     savings.add_argument("--lengths", type=lengths, help="lengths of your own study, as 10,20,30 (any unit)")
     budget = commands.add_parser("plan", help="the compute-optimal run for a budget")
     budget.add_argument("--flops", type=number(least=1), help="budget, C = 6ND")
-    budget.add_argument("--gpu_hours", type=positive)
+    budget.add_argument("--gpu_hours", type=number(above=0))
     budget.add_argument("--gpu", help="a name such as H100, or torch.cuda.get_device_name()")
     budget.add_argument("--mfu", type=number(above=0, most=1), help="share of the peak FLOP/s that training reaches")
     budget.add_argument("--law", help="JSON of python -m laws chinchilla")

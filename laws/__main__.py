@@ -28,91 +28,10 @@ def given(args, *names):
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
 
-def final_command(args):
-    points, _ = read_points(args.files, {name: getattr(args, name) for name in args.columns}, args.where)
-    fit = args.function(**points, **given(args, "delta", "noise", "draws", "seed"))
-    out, shown = fit._asdict(), show_fit(fit)
-    if fit.law == "chinchilla":
-        value, *draws = (p["beta"] / (p["alpha"] + p["beta"]) for p in (fit.params, *fit.draws))
-        low, high = quantiles(draws) if draws else (-math.inf, math.inf)
-        out["N_opt_exponent"] = [value, low, high]
-        shown.append(f"N_opt goes with C^{value:.3f} [{low:.3f}, {high:.3f}], D_opt with the rest of the exponent")
+def report(args, fit, points):
+    """Draw the fit if --plot asks for it -> its parameters, intervals and settings, to print."""
     if args.plot:
         laws.plot(fit, points, args.plot)
-    return out, shown
-
-
-def diagonal_command(args):
-    loss_x, loss_y = pairs(args)
-    fit = laws.diagonal(loss_x, loss_y, **given(args, "delta", "draws", "seed"))
-    if args.plot:
-        laws.plot(fit, {"perplexity": np.exp(loss_x), "perplexity_y": np.exp(loss_y)}, args.plot)
-    return fit._asdict(), show_fit(fit)
-
-
-def pairs(args):
-    """Losses x and y, (pairs,) each, of the runs that agree in --match and have one and the other value of --by."""
-    match, pair = args.match.split(","), args.pair.split(",")
-    points, texts = read_points(args.files, {"loss": args.loss}, args.where, (args.by, *match))
-    losses = {label: {} for label in pair}  # label -> {what agrees: loss}
-    for label, loss, *key in zip(texts[args.by], points["loss"], *(texts[name] for name in match), strict=True):
-        if label in losses and losses[label].setdefault(tuple(key), loss) != loss:
-            raise Mistake(f"two runs have {args.by}={label}, {args.match}={','.join(key)}: narrow with --where")
-    shared = sorted(set.intersection(*map(set, losses.values())))
-    if len(losses) != 2 or not shared:
-        there = ", ".join(sorted(set(texts[args.by])))
-        raise Mistake(f"--pair={args.pair} has no pairs; of {args.by} there are {there}")
-    return [np.array([losses[label][key] for key in shared]) for label in pair]
-
-
-def speedup_command(args):
-    points, texts = read_points(args.files, {"D": args.D, "loss": args.loss}, args.where, (args.by,))
-    by = texts[args.by]
-    fit, rows = laws.speedup(**points, by=by, baseline=args.baseline, **given(args, "draws", "seed"))
-    if args.plot:
-        base = by == args.baseline
-        laws.plot(fit, {"x": points["D"][base], "loss": points["loss"][base]}, args.plot)
-    shown = []
-    for row in rows:
-        ratios = {name: f"{row[name]:.3f}" for name in ("speedup", "low", "high")}
-        shown.append({args.by: row["by"], "tokens": row["D"], "loss": f"{row['loss']:.4f}"} | ratios)
-    return {"baseline": fit._asdict(), "speedups": rows}, [*show_fit(fit), shown]
-
-
-def curves_command(args):
-    refuse_twice(args.files)
-    curves = [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in args.files]
-    fit = args.function(curves, **given(args, "lam", "warmup", "delta", "draws", "seed"))
-    if args.plot:
-        laws.plot(fit, curves, args.plot)
-    errors, shown = held_out(args, fit)
-    return fit._asdict() | {"tests": errors}, show_fit(fit) + shown
-
-
-def held_out(args, fit):
-    """Errors on the curves of --test, with their mean if there are several: {path: errors}, and a table."""
-    paths = args.test or []
-    refuse_twice(paths)
-    curves = [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in paths]
-    errors = {path: laws.curve_errors(fit, curve) for path, curve in zip(paths, curves, strict=True)}
-    if len(errors) > 1:
-        names = errors[paths[0]]
-        errors["mean"] = {name: np.mean([error[name] for error in errors.values()]) for name in names}
-    return errors, [[{"test": path} | error for path, error in errors.items()]] if errors else []
-
-
-def bound_command(args):
-    out = []
-    for text in args.files:
-        _, bound, scale = laws.schedule_bound(read_lrs(text, args.warmup_steps)[1:])
-        out.append({"schedule": text, "bound": bound, "scale": scale})
-    out = sorted(out, key=lambda row: row["bound"])
-    out = [row | {"ratio": row["bound"] / out[0]["bound"]} for row in out]
-    return {"schedules": out}, [f"{row['ratio']:.4f} x best  {row['schedule']}" for row in out]
-
-
-def show_fit(fit):
-    """Parameters, intervals and settings."""
     rows = []
     for name, value in fit.params.items():
         low, high = fit.intervals[name]
@@ -121,6 +40,80 @@ def show_fit(fit):
     settings = {"points": fit.n_points, "objective": f"{fit.objective:.8g}", "scatter": f"{fit.scatter:.3g}"}
     settings |= {name: value for name, value in fit.settings.items() if name not in ("minima", "merge")}
     return [rows, ", ".join(f"{name} {cell(value)}" for name, value in settings.items())]
+
+
+def final_command(args):
+    points, _ = read_points(args.files, {name: getattr(args, name) for name in args.columns}, args.where)
+    fit = args.function(**points, **given(args, "delta", "noise", "draws", "seed"))
+    out, shown = fit._asdict(), report(args, fit, points)
+    if fit.law == "chinchilla":
+        value, *draws = (p["beta"] / (p["alpha"] + p["beta"]) for p in (fit.params, *fit.draws))
+        low, high = quantiles(draws) if draws else (-math.inf, math.inf)
+        out["N_opt_exponent"] = [value, low, high]
+        shown.append(f"N_opt goes with C^{value:.3f} [{low:.3f}, {high:.3f}], D_opt with the rest of the exponent")
+    return out, shown
+
+
+def diagonal_command(args):
+    match, pair = args.match.split(","), args.pair.split(",")
+    points, texts = read_points(args.files, {"loss": args.loss}, args.where, (args.by, *match))
+    losses = {label: {} for label in pair}  # of one and the other value of --by: {what the runs agree in: loss}
+    for label, loss, *key in zip(texts[args.by], points["loss"], *(texts[name] for name in match), strict=True):
+        if label in losses and losses[label].setdefault(tuple(key), loss) != loss:
+            raise Mistake(f"two runs have {args.by}={label}, {args.match}={','.join(key)}: narrow with --where")
+    shared = sorted(set.intersection(*map(set, losses.values())))
+    if len(losses) != 2 or not shared:
+        there = ", ".join(sorted(set(texts[args.by])))
+        raise Mistake(f"--pair={args.pair} has no pairs; of {args.by} there are {there}")
+    x, y = ([losses[label][key] for key in shared] for label in pair)
+    fit = laws.diagonal(x, y, **given(args, "delta", "draws", "seed"))
+    return fit._asdict(), report(args, fit, {"perplexity": np.exp(x), "perplexity_y": np.exp(y)})
+
+
+def speedup_command(args):
+    points, texts = read_points(args.files, {"D": args.D, "loss": args.loss}, args.where, (args.by,))
+    by = texts[args.by]
+    fit, rows = laws.speedup(**points, by=by, baseline=args.baseline, **given(args, "draws", "seed"))
+    base = by == args.baseline
+    shown = report(args, fit, {"x": points["D"][base], "loss": points["loss"][base]})
+    table = []
+    for row in rows:
+        ratios = {name: f"{row[name]:.3f}" for name in ("speedup", "low", "high")}
+        table.append({args.by: row["by"], "tokens": row["D"], "loss": f"{row['loss']:.4f}"} | ratios)
+    return {"baseline": fit._asdict(), "speedups": rows}, [*shown, table]
+
+
+def read_curves(args, paths):
+    refuse_twice(paths)
+    return [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in paths]
+
+
+def curves_command(args):
+    curves = read_curves(args, args.files)
+    fit = args.function(curves, **given(args, "lam", "warmup", "delta", "draws", "seed"))
+    shown = report(args, fit, curves)
+    errors, table = held_out(args, fit)
+    return fit._asdict() | {"tests": errors}, shown + table
+
+
+def held_out(args, fit):
+    """Errors on the curves of --test, with their mean if there are several: {path: errors}, and a table."""
+    paths = args.test or []
+    all_errors = [laws.curve_errors(fit, curve) for curve in read_curves(args, paths)]
+    errors = dict(zip(paths, all_errors, strict=True))
+    if len(errors) > 1:
+        errors["mean"] = {name: np.mean([error[name] for error in all_errors]) for name in all_errors[0]}
+    return errors, [[{"test": path} | error for path, error in errors.items()]] if errors else []
+
+
+def bound_command(args):
+    out = []
+    for text in args.files:
+        _, bound, scale = laws.schedule_bound(read_lrs(text, args.warmup_steps)[1:])
+        out.append({"schedule": text, "bound": bound, "scale": scale})
+    out.sort(key=lambda row: row["bound"])
+    out = [row | {"ratio": row["bound"] / out[0]["bound"]} for row in out]
+    return {"schedules": out}, [f"{row['ratio']:.4f} x best  {row['schedule']}" for row in out]
 
 
 def cell(value):
@@ -197,24 +190,21 @@ COLUMNS = {  # argument of a law: what it is, and the usual names of its column,
 }
 
 
-def add_command(commands, function, run, *parents):
-    """A subcommand named and described as the function, with the flags of its parents."""
+def add_command(commands, function, run, parents, columns=()):
+    """A subcommand named and described as the function, with flags for its columns and for the rows that count."""
     text = inspect.getdoc(function) or function.__name__  # python -OO drops docstrings
     summary = text.splitlines()[0].replace("%", "%%")
     command = commands.add_parser(function.__name__, help=summary, description=text, parents=parents)
-    command.set_defaults(run=run, function=function)
-    return command
-
-
-def add_columns(command, *names):
-    """Flags that say which columns hold a law's arguments, and which rows count."""
-    for name in names:
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run, function=function, columns=columns)
+    for name in columns:
         meaning, *usual = COLUMNS[name]
         text = f"{meaning}: a column, or an expression such as steps*batch (default: {' or '.join(usual)})"
         command.add_argument(f"--{name}", metavar="COLUMN", type=lambda column: [column], default=usual, help=text)
-    text = "COLUMN=VALUE, or with != < >: only such rows; may be repeated"
-    command.add_argument("--where", action="append", default=[], metavar="CONDITION", help=text)
-    command.set_defaults(columns=names)
+    if columns:
+        text = "COLUMN=VALUE, or with != < >: only such rows; may be repeated"
+        command.add_argument("--where", action="append", default=[], metavar="CONDITION", help=text)
+    return command
 
 
 def picture(text):
@@ -224,66 +214,55 @@ def picture(text):
 
 
 def shared_flags():
-    """Parsers of flags that commands have in common: (of all, of all fits, --delta of most fits, of loss curves)."""
-    everywhere, fits, delta, curves = (config.Parser(add_help=False) for _ in range(4))
-    everywhere.add_argument("--json", action="store_true", help="print one JSON object")
+    """Parsers of flags that commands have in common: (of all fits, --delta, --warmup_steps, of loss curves)."""
+    fits, delta, warmup = (config.Parser(add_help=False) for _ in range(3))
     fits.add_argument("files", nargs="+", help="CSV, .jsonl, or folders of runs")
-    fits.add_argument(
-        "--draws",
-        type=whole(least=0, most=10**6),
-        help="bootstrap fits, 0 for no intervals (default: 400; multi_power: 100)",
-    )
+    text = "bootstrap fits, 0 for no intervals (default: 400; multi_power: 100)"
+    fits.add_argument("--draws", type=whole(least=0, most=10**6), help=text)
     fits.add_argument("--seed", type=whole(least=0), help="of the bootstrap (default: 0)")
     fits.add_argument("--plot", type=picture, metavar="FILE", help="draw points, fit, 95%% band and residuals")
     delta.add_argument("--delta", type=float, help="of Huber's loss (default: 1e-3 on logs; else inf, least squares)")
-    curves.add_argument(
-        "--loss", help="column of the loss (default: val_loss of logs, loss of a CSV); to predict: nats"
-    )
+    warmup.add_argument("--warmup_steps", type=whole(least=0), help="linear warmup from 0, before a file's first row")
+    curves = config.Parser(add_help=False, parents=[warmup])
+    text = "column of the loss (default: val_loss of logs, loss of a CSV); to predict: nats"
+    curves.add_argument("--loss", help=text)
     curves.add_argument("--lr", help="column of the learning rate (default: lr); to predict: knots step:lr, or a file")
-    curves.add_argument("--warmup_steps", type=whole(least=0), help="linear warmup from 0, before a file's first row")
     text = "curves to predict, to tell the errors; may be repeated"
     curves.add_argument("--test", type=lambda text: text.split(","), action="extend", metavar="FILE,...", help=text)
-    return everywhere, fits, delta, curves
+    return fits, delta, warmup, curves
 
 
 def make_parser():
     parser = config.Parser(prog="python -m laws", description=laws.__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    everywhere, fits, delta, curves = shared_flags()
-    parents = (everywhere, fits, delta)
+    fits, delta, warmup, curves = shared_flags()
 
-    add_columns(add_command(commands, laws.chinchilla, final_command, *parents), "N", "D", "loss")
-    add_columns(add_command(commands, laws.overtraining, final_command, *parents), "N", "D", "loss")
-    add_columns(add_command(commands, laws.asymptote, final_command, *parents), "x", "loss")
-    add_columns(add_command(commands, laws.downstream, final_command, *parents), "loss", "error")
-    law = add_command(commands, laws.isoflop, final_command, everywhere, fits)
-    add_columns(law, "C", "N", "loss")
-    law.add_argument(
-        "--noise", type=number(above=0), help="standard deviation of ln loss (default: by third differences)"
-    )
+    add_command(commands, laws.chinchilla, final_command, [fits, delta], ("N", "D", "loss"))
+    add_command(commands, laws.overtraining, final_command, [fits, delta], ("N", "D", "loss"))
+    add_command(commands, laws.asymptote, final_command, [fits, delta], ("x", "loss"))
+    add_command(commands, laws.downstream, final_command, [fits, delta], ("loss", "error"))
+    law = add_command(commands, laws.isoflop, final_command, [fits], ("C", "N", "loss"))
+    law.add_argument("--noise", type=number(above=0), help="standard deviation of ln loss (default: third differences)")
 
-    law = add_command(commands, laws.diagonal, diagonal_command, *parents)
-    add_columns(law, "loss")
-    law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
-    law.add_argument("--pair", required=True, metavar="X,Y", help="two values of --by")
-    law.add_argument("--match", required=True, metavar="COLUMN,...", help="what the runs of a pair share")
-    law = add_command(commands, laws.speedup, speedup_command, everywhere, fits)
-    add_columns(law, "D", "loss")
-    law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
-    law.add_argument("--baseline", required=True, metavar="VALUE", help="the method to compare with")
+    diagonal = add_command(commands, laws.diagonal, diagonal_command, [fits, delta], ("loss",))
+    speedup = add_command(commands, laws.speedup, speedup_command, [fits], ("D", "loss"))
+    for law in (diagonal, speedup):
+        law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
+    diagonal.add_argument("--pair", required=True, metavar="X,Y", help="two values of --by")
+    diagonal.add_argument("--match", required=True, metavar="COLUMN,...", help="what the runs of a pair share")
+    speedup.add_argument("--baseline", required=True, metavar="VALUE", help="the method to compare with")
 
-    law = add_command(commands, laws.annealing, curves_command, *parents, curves)
-    law.add_argument("--lam", type=number(least=0, below=1), help="decay of the momentum in S2 (default: 0.999)")
+    law = add_command(commands, laws.annealing, curves_command, [fits, delta, curves])
+    law.add_argument("--lam", type=float, help="decay of the momentum in S2 (default: 0.999)")
     law.add_argument("--warmup", help="ramp or peak: how S1 counts the warmup (default: ramp)")
-    add_command(commands, laws.multi_power, curves_command, *parents, curves)
-    bound = add_command(commands, laws.schedule_bound, bound_command, everywhere)
+    add_command(commands, laws.multi_power, curves_command, [fits, delta, curves])
+    bound = add_command(commands, laws.schedule_bound, bound_command, [warmup])
     bound.add_argument("files", nargs="+", help="knots step:lr (0:0,300:1e-3,10000:0), or files with step and lr")
-    bound.add_argument("--warmup_steps", type=whole(least=0), help="linear warmup from 0, before a file's first row")
 
-    plan = add_command(commands, laws.predict, predict_command, everywhere, curves)
+    plan = add_command(commands, laws.predict, predict_command, [curves])
     plan.add_argument("file", help='what --json printed, or a published law: {"law": "chinchilla", "params": {...}}')
     for name in ("N", "D", "C", "x"):
-        plan.add_argument(f"--{name}", metavar="VALUE,...", help=f"{COLUMNS[name][0]}")
+        plan.add_argument(f"--{name}", metavar="VALUE,...", help=COLUMNS[name][0])
     plan.add_argument("--perplexity", metavar="VALUE,...", help="perplexity x of a diagonal law")
     plan.add_argument("--every", type=whole(least=1), help="steps between predicted points (default: 200 points)")
     plan.add_argument("--seed", type=whole(least=0), help="of the scatter of single runs (default: 0)")

@@ -1,11 +1,4 @@
-"""Laws of whole loss curves: the loss at every step of a run, under any learning-rate schedule.
-
-    curve = Curve(lrs, steps, losses)      # a run: lrs (T + 1,) at every step, losses where they were measured
-    fit = annealing([curve, ...])          # or multi_power; evaluate and predict take curves, too
-    schedule_bound(lrs)                    # ranks schedules without any run
-
-Tissue et al. 2024 (2408.11029), Luo et al. 2025 (2503.12811), Schaipp et al. 2025 (2501.18965).
-"""
+"""Laws of whole loss curves: the loss at every step of a run, under any learning-rate schedule."""
 
 import math
 from typing import NamedTuple
@@ -79,10 +72,9 @@ def annealing(curves, lam=0.999, warmup="ramp", delta=DELTA, draws=400, seed=0) 
 #   L(t) = L0 + A S1(t)^-alpha + B sum_k d_k G(C lr_k^-gamma S_k(t)),    G(x) = 1 - (1 + x)^-beta
 #
 # with d_k = lr_k - lr_{k-1}, and S_k(t) = lr_k + ... + lr_t = S1(t) - S1(k-1), summed over the steps k <= t. The paper
-# writes -B and lr_{k-1} - lr_k. Only steps that change the learning rate count: few on a plateau, but all T of a
-# cosine, and with n measured losses the sum then costs n T powers, for every start and draw. What a change is worth
-# hardly differs between neighbours, so neighbours are merged for the search and the bootstrap ("rough"), to one change
-# of their total size at their mean ln lr_k and S1(k-1), weighted by size. The last fit is of the exact sum.
+# writes -B and lr_{k-1} - lr_k. Only steps that change the learning rate count, but those are all T of a cosine: n
+# measured losses cost n T powers, for every start and draw. Neighbours are worth about the same, so the search and the
+# bootstrap ("rough") merge them, to one change of their total size at their mean ln lr_k and S1(k-1), weighted by size.
 
 
 class Changes(NamedTuple):
@@ -181,16 +173,14 @@ def multi_power(curves, delta=DELTA, draws=100, seed=0) -> Fit:
 # What both share
 
 
-LAWS = {
-    law.name: law
-    for law in (
-        Law("annealing", ("L0", "A", "alpha", "C"), ("L0", "A"), True,
-            annealing_features, annealing_value, annealing_starts, {"lam": 0.999, "warmup": "ramp"}),
-        Law("multi_power", ("L0", "A", "alpha", "B", "C", "beta", "gamma"), ("L0", "A", "B", "C", "beta"), True,
-            multi_power_features, multi_power_value, multi_power_starts, {"merge": 0},
-            {"merge": 1 / 1500}),  # 4e-6 off in the loss on Luo et al.'s curves of 24,000 steps, and 16 times cheaper
-    )
-}  # fmt: skip
+LAWS = (
+    Law("annealing", ("L0", "A", "alpha", "C"), ("L0", "A"), True,
+        annealing_features, annealing_value, annealing_starts, {"lam": 0.999, "warmup": "ramp"}),
+    Law("multi_power", ("L0", "A", "alpha", "B", "C", "beta", "gamma"), ("L0", "A", "B", "C", "beta"), True,
+        multi_power_features, multi_power_value, multi_power_starts, {"merge": 0},
+        {"merge": 1 / 1500}),  # 4e-6 off in the loss on Luo et al.'s curves of 24,000 steps, and 16 times cheaper
+)  # fmt: skip
+LAWS = {law.name: law for law in LAWS}
 
 
 def fit_curves(law, curves, delta, draws, seed, settings=None):
@@ -206,11 +196,16 @@ def fit_curves(law, curves, delta, draws, seed, settings=None):
     return fit_law(law, curves, measured, delta, draws, seed, block, settings, ranges)
 
 
+def check_lrs(lrs, where):
+    lrs = np.asarray(lrs, float)
+    if not np.isfinite(lrs).all() or (lrs < 0).any() or not lrs.any():
+        raise Mistake(f"{where}: learning rates must be finite, none negative, and some positive")
+    return lrs
+
+
 def check_curve(curve, where):
     """The curve as arrays, or a Mistake that says what is wrong with it."""
-    lrs, steps, losses = np.asarray(curve.lrs, float), np.asarray(curve.steps, int), np.asarray(curve.losses, float)
-    if not (np.isfinite(lrs).all() and (lrs >= 0).all() and lrs.max() > 0):
-        raise Mistake(f"{where}: learning rates must be finite, none negative, and some positive")
+    lrs, steps, losses = check_lrs(curve.lrs, where), np.asarray(curve.steps, int), np.asarray(curve.losses, float)
     if not len(steps) or len(steps) != len(losses):
         raise Mistake(f"{where}: {len(steps)} steps with {len(losses)} losses after warmup")
     if steps[0] < 1 or steps[-1] >= len(lrs) or (np.diff(steps) <= 0).any():
@@ -245,9 +240,7 @@ def schedule_bound(lrs, distance=1.0, gradient=1.0):
     from step k on; Schaipp et al. 2025 (2501.18965). At the best scale of all rates it is 2 sqrt of the product
     of both parts: a ranking of schedules without parameters, lower is better. Knows no noise scale and no curvature.
     """
-    lrs = np.trim_zeros(np.asarray(lrs, float))  # steps without a learning rate change nothing
-    if not len(lrs) or not np.isfinite(lrs).all() or (lrs < 0).any():
-        raise Mistake("learning rates must be finite, none negative, and some positive")
+    lrs = np.trim_zeros(check_lrs(lrs, "schedule"))  # steps without a learning rate change nothing
     s, q = np.cumsum(lrs[::-1])[::-1], np.cumsum(lrs[::-1] ** 2)[::-1]
     start = distance**2 / (2 * s[0])
     steps = gradient**2 * (q[0] / (2 * s[0]) + 0.5 * np.sum(lrs[:-1] / s[1:] * q[:-1] / s[:-1]))

@@ -23,11 +23,17 @@ def plot(fit, points, path):
     import matplotlib.pyplot as plt
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, height_ratios=(3, 1), layout="constrained")
-    drawn = views(fit, points)
-    for i, view in enumerate(drawn):
+    name, drawn = views(fit, points)
+    for i, (label, x, measured, at, line, along) in enumerate(drawn):
         color = plt.get_cmap("viridis")(0.85 * i / max(1, len(drawn) - 1))
-        draw(fit, view, color, top, bottom)
-    name = drawn[0]["name"]
+        style = {"ls": "", "color": color, "marker": "o", "ms": 4 if len(x) < 60 else 1.5}
+        value, low, high = predict(fit._replace(scatter=0.0), along)
+        top.plot(x, measured, **style)
+        top.plot(line, value, color=color, lw=1, label=label)
+        if fit.draws:
+            top.fill_between(line, low, high, color=color, alpha=0.2, lw=0)
+        fitted = evaluate(LAWS[fit.law], fit.params, at, fit.settings)
+        bottom.plot(x, 100 * (measured / fitted - 1), **style)
     top.set(ylabel=Y_LABELS.get(fit.law, "loss (nats)"), yscale="log" if fit.law == "isoflop" else "linear")
     bottom.set(xlabel=X_LABELS.get(name, name), ylabel="measured / fit - 1 (%)")
     bottom.axhline(0, color="gray", lw=0.8)
@@ -37,33 +43,20 @@ def plot(fit, points, path):
     if 1 < len(drawn) <= 12:
         top.legend(fontsize=8)
     elif len(drawn) > 12:
-        title += f"\ncolour: {drawn[0]['label']} (dark) to {drawn[-1]['label']}"
+        title += f"\ncolour: {drawn[0][0]} (dark) to {drawn[-1][0]}"
     top.set_title(title, fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def draw(fit, view, color, top, bottom):
-    """Draw the points and the law of a view, and its residuals below."""
-    style = {"ls": "", "color": color, "marker": "o", "ms": 4 if len(view["x"]) < 60 else 1.5}
-    value, low, high = predict(fit._replace(scatter=0.0), view["along"])
-    top.plot(view["x"], view["measured"], **style)
-    top.plot(view["line"], value, color=color, lw=1, label=view["label"])
-    if fit.draws:
-        top.fill_between(view["line"], low, high, color=color, alpha=0.2, lw=0)
-    fitted = evaluate(LAWS[fit.law], fit.params, view["at"], fit.settings)
-    bottom.plot(view["x"], 100 * (view["measured"] / fitted - 1), **style)
-
-
 def views(fit, points):
-    """What to draw, one dict per model size or curve: x and measured, the law's inputs `at` x and `along` the line."""
+    """(x axis, a tuple for each model size or curve: label, x, measured, inputs at x, line, inputs along the line)."""
     if fit.law in CURVE_LAWS:
-        shared = [{"name": "step", "x": c.steps, "measured": c.losses, "at": [c], "along": [c]} for c in points]
-        return [view | {"line": view["x"], "label": f"curve {i + 1}"} for i, view in enumerate(shared)]
+        return "step", [(f"curve {i}", c.steps, c.losses, [c], c.steps, [c]) for i, c in enumerate(points, 1)]
     if fit.law == "isoflop":
         points = dict(zip(("C", "N"), np.transpose(fit.settings["minima"]), strict=True))
     *names, measured = points
-    name = names[-1]  # the x axis; of the other input a view has one value
+    name = names[-1]  # of the other input a view has one value
     sizes = np.zeros(len(points[measured]))
     if "N" in names:
         sizes = np.array([float(f"{size:.3g}") for size in points["N"]])
@@ -72,6 +65,6 @@ def views(fit, points):
         at = {other: points[other][sizes == size] for other in names}
         line = np.geomspace(at[name].min(), at[name].max(), 100)
         along = {other: np.full(100, values.mean()) for other, values in at.items()} | {name: line}
-        view = {"name": name, "x": at[name], "measured": points[measured][sizes == size], "at": at, "along": along}
-        out.append(view | {"line": line, "label": f"N = {size:.3g}" if size else None})
-    return out
+        label = f"N = {size:.3g}" if size else None
+        out.append((label, at[name], points[measured][sizes == size], at, line, along))
+    return name, out

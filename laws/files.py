@@ -8,7 +8,7 @@ import numpy as np
 
 from tables import find_log, read_lines, read_rows, refuse_twice
 
-from .curves import Curve, check_curve
+from .curves import Curve, check_curve, check_lrs
 from .final import LAWS
 from .fitting import Fit, Mistake, to_theta
 
@@ -35,7 +35,7 @@ def label_in(row, columns, where):
     return "/".join(str(text_in(row, column, where)) for column in columns.split(","))
 
 
-def number_in(row, column, where):
+def number_in(row, column, where, positive=False):
     """The number in a column, or in a product and quotient of columns and numbers such as batch*steps/2."""
     parts = [column] if column in row else re.split(r"([*/])", column)
     value = 1.0
@@ -46,12 +46,7 @@ def number_in(row, column, where):
             value = value * float(text) if operator == "*" else value / float(text)
         except (TypeError, ValueError, ZeroDivisionError):
             raise Mistake(f"{where}: {part} is {text!r}; it must be a number such as 1234.5") from None
-    return value
-
-
-def positive_in(row, column, where):
-    value = number_in(row, column, where)
-    if not 0 < value < math.inf:  # nan, too
+    if positive and not 0 < value < math.inf:  # nan, too
         raise Mistake(f"{where}: {column} is {value:g}; it must be positive and finite")
     return value
 
@@ -78,10 +73,8 @@ def meets(row, condition, where):
 def read_points(paths, columns, conditions=(), labels=()):
     """Read numbers and labels from the rows that meet all conditions -> ({name: array}, {label: array of text}).
 
-    columns     {name: [column or expression, ...]}: the first that is there counts, and must be positive
-    conditions  as `meets` has them
-    labels      names of columns; a,b joins two as a/b
-    Of a log only the lines with the loss count, after step 0: the evaluations of a run.
+    Of the columns or expressions of each name the first that is there counts. A label a,b joins two columns as a/b. Of
+    a log only the lines with the loss count, after step 0: the evaluations of a run.
     """
     refuse_twice(paths)
     rows = [(is_log(path), where, row) for path in paths for where, row in read_rows(path)]
@@ -92,7 +85,9 @@ def read_points(paths, columns, conditions=(), labels=()):
     rows = [(where, row) for where, row in rows if all(meets(row, condition, where) for condition in conditions)]
     if not rows:
         raise Mistake(f"{', '.join(paths)}: no rows with {' and '.join([repr(loss), *conditions])}")
-    points = {name: np.array([positive_in(row, c, where) for where, row in rows]) for name, c in columns.items()}
+    points = {
+        name: np.array([number_in(row, c, where, positive=True) for where, row in rows]) for name, c in columns.items()
+    }
     return points, {label: np.array([label_in(row, label, where) for where, row in rows]) for label in labels}
 
 
@@ -122,20 +117,15 @@ def read_curve(path, loss=None, lr="lr", warmup_steps=None) -> Curve:
 
 def read_lrs(text, warmup_steps=None):
     """Learning rates of a planned run, for every step, from knots step:lr or from a file with step and lr."""
-    known = knots(text) if ":" in text else filled_in(read_rows(text), "lr", text)
-    return dense_lrs(known, max(known), warmup_steps, text)
-
-
-def knots(text):
-    """{step: lr} from text such as 0:0,300:1e-3,9000:1e-3,10000:0."""
     known = {}
-    for knot in text.split(","):
+    for knot in text.split(",") if ":" in text else ():
         try:
             step, lr = map(float, knot.split(":"))
         except ValueError:
             raise Mistake(f"{text}: {knot!r} must be step:lr, as in 0:0,300:1e-3,9000:1e-3,10000:0") from None
         add_once(known, step, lr, text)
-    return known
+    known = known or filled_in(read_rows(text), "lr", text)
+    return dense_lrs(known, max(known), warmup_steps, text)
 
 
 def filled_in(rows, column, path):
@@ -161,14 +151,13 @@ def add_once(known, step, value, where):
 def dense_lrs(known, last, warmup_steps, where):
     """Learning rates of steps 0 .. last from known ones {step: lr}, linear between them, 0 before the first update."""
     steps = sorted(known)
-    values = [known[step] for step in steps]
-    if steps[0] < 0 or not np.isfinite(values).all() or min(values) < 0 or not max(values):
-        raise Mistake(f"{where}: steps and learning rates must be finite, none negative, and some lr positive")
+    values = check_lrs([known[step] for step in steps], where)
+    if steps[0] < 0:
+        raise Mistake(f"{where}: step {steps[0]} must not be negative")
     if last > MAX_STEPS:
         raise Mistake(f"{where}: {last:.3g} steps are more than {MAX_STEPS:.0e}; count larger steps")
     if warmup_steps is None and len(steps) > 1 and steps[0] > 2 * (steps[1] - steps[0]):
-        hint = "give --warmup_steps, 0 if the learning rate was constant"
-        raise Mistake(f"{where}: begins at step {steps[0]}; {hint}")
+        raise Mistake(f"{where} begins at step {steps[0]}: give --warmup_steps, 0 if the learning rate was constant")
     if warmup_steps and not 0 < warmup_steps <= steps[0]:
         raise Mistake(f"{where}: warmup_steps={warmup_steps} must be from 0 to {steps[0]}, its first step")
     lrs = np.interp(np.arange(last + 1), steps, values)
@@ -184,13 +173,8 @@ def dense_lrs(known, last, warmup_steps, where):
 
 def to_json(x):
     """Plain data, with None for what is not finite."""
-    if isinstance(x, dict):
-        return {name: to_json(value) for name, value in x.items()}
-    if isinstance(x, list | tuple | np.ndarray):
-        return [to_json(value) for value in x]
-    if isinstance(x, np.generic):
-        x = x.item()
-    return None if isinstance(x, float) and not math.isfinite(x) else x
+    text = json.dumps(x, default=lambda array: array.tolist())
+    return json.loads(text, parse_constant=lambda constant: None)
 
 
 def read_fit(path) -> Fit:

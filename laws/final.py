@@ -1,11 +1,6 @@
 """Laws of final losses: the loss at the end of a run, by its parameters N, tokens D or FLOPs C = 6 N D.
 
-    fit = chinchilla(N, D, loss)                           # also: overtraining, asymptote, downstream, diagonal
-    value, low, high = predict(fit, {"N": N, "D": D})      # predict and beyond are for laws of curves, too
-    isoflop(C, N, loss)                                    # the best size for each budget
-    speedup(D, loss, by=optimizers, baseline="adamw")      # how many times the tokens a method is worth
-
-Inputs are positive numbers in arrays or lists; a Mistake says which is not. Papers stand with the functions.
+Inputs are positive numbers in arrays or lists; a Mistake says which is not. predict and beyond take curves, too.
 """
 
 import math
@@ -82,7 +77,7 @@ def optimum(params, C):
     """(N, D, loss) that minimize a chinchilla law under 6 N D = C FLOPs: N = G (C/6)^(beta/(alpha+beta)), eq. 4."""
     E, A, B, alpha, beta = (params[name] for name in LAWS["chinchilla"].names)
     if min(alpha, beta) <= 0:
-        raise Mistake(f"alpha={alpha:g}, beta={beta:g}: both must be positive, or no size is the best")
+        raise Mistake(f"alpha={alpha:g}, beta={beta:g}: no size is the best unless both are positive; add runs")
     with np.errstate(all="ignore"):  # of exponents near 0 the best size is 0 or inf
         N = np.float64(alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
         D = C / 6 / N
@@ -175,9 +170,7 @@ def isoflop(C, N, loss, noise=None, draws=400, seed=0) -> Fit:
     Wants 4 sizes or more a budget, on both sides of the minimum. Predicts sizes, not losses.
     """
     C, N, loss = checked(C=C, N=N, loss=loss)
-    check_draws(draws, seed)
-    if noise is not None and not 0 < noise < math.inf:
-        raise Mistake(f"noise={noise} must be positive and finite: the standard deviation of ln loss")
+    check_draws(draws)
     log_C, profiles = budgets(C, N, loss)
     if noise is None:
         noise = math.sqrt(np.mean(np.concatenate([third_differences(x, y) for x, y in profiles])))
@@ -254,27 +247,25 @@ def speedup(D, loss, by, baseline, draws=400, seed=0):
         with np.errstate(all="ignore"):
             worth = np.where((loss[i] > C) & (b > 0), (A / (loss[i] - C)) ** (1 / b), math.inf)  # D_eff
         value, *many = worth / D[i]
-        low, high = np.quantile(many, [0.025, 0.975], method="nearest") if many else (0.0, math.inf)  # some may be inf
+        low, high = quantiles(many, method="nearest") if many else (0.0, math.inf)
         rows.append({"by": str(by[i]), "D": D[i], "loss": loss[i], "speedup": value, "low": low, "high": high})
     return fit, rows
 
 
-LAWS = {
-    law.name: law
-    for law in (
-        Law("chinchilla", ("E", "A", "B", "alpha", "beta"), ("E", "A", "B"), True,
-            chinchilla_terms, sum_of_powers, chinchilla_starts),
-        Law("overtraining", ("E", "a", "b", "eta"), ("E", "a", "b"), False,
-            overtraining_terms, sum_of_powers, power_starts),
-        Law("asymptote", ("C", "A", "b"), ("C", "A"), False, power_terms, sum_of_powers, power_starts),
-        Law("downstream", ("epsilon", "k", "gamma"), ("k", "gamma"), False,
-            lambda x, _: x["loss"], saturation, saturation_starts),
-        Law("diagonal", ("slope", "intercept"), (), False,
-            lambda x, _: x["perplexity"], line, lambda x, y: np.array([[1.0, 0.0]])),
-        Law("isoflop", ("N0", "exponent"), ("N0",), True, isoflop_terms, sum_of_powers, None, {"C0": 1.0}),
-        *CURVE_LAWS.values(),
-    )
-}  # fmt: skip
+LAWS = (
+    Law("chinchilla", ("E", "A", "B", "alpha", "beta"), ("E", "A", "B"), True,
+        chinchilla_terms, sum_of_powers, chinchilla_starts),
+    Law("overtraining", ("E", "a", "b", "eta"), ("E", "a", "b"), False,
+        overtraining_terms, sum_of_powers, power_starts),
+    Law("asymptote", ("C", "A", "b"), ("C", "A"), False, power_terms, sum_of_powers, power_starts),
+    Law("downstream", ("epsilon", "k", "gamma"), ("k", "gamma"), False,
+        lambda x, _: x["loss"], saturation, saturation_starts),
+    Law("diagonal", ("slope", "intercept"), (), False,
+        lambda x, _: x["perplexity"], line, lambda x, y: np.array([[1.0, 0.0]])),
+    Law("isoflop", ("N0", "exponent"), ("N0",), True, isoflop_terms, sum_of_powers, None, {"C0": 1.0}),
+    *CURVE_LAWS.values(),
+)  # fmt: skip
+LAWS = {law.name: law for law in LAWS}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -288,7 +279,6 @@ def predict(fit, inputs, seed=0):
     law's form, which is what extrapolations die of: see `beyond`.
     """
     law = LAWS[fit.law]
-    check_draws(0, seed)
     values = evaluate(law, fit.params, inputs, fit.settings)
     if not fit.draws:
         return values, np.full_like(values, -np.inf), np.full_like(values, np.inf)
@@ -300,9 +290,9 @@ def predict(fit, inputs, seed=0):
 
 def beyond(fit, inputs) -> list:
     """Say how far outside of what was fitted the inputs lie, a sentence each."""
-    notes = (
-        [] if fit.ranges else ["the law does not say on what it was fitted, so nobody knows how far beyond it this is"]
-    )
+    if not fit.ranges:
+        return ["the law does not say on what it was fitted, so nobody knows how far beyond it this is"]
+    notes = []
     for name in sorted(fit.ranges.keys() & inputs.keys()):
         (low, high), least, most = fit.ranges[name], np.min(inputs[name]), np.max(inputs[name])
         if most > 1.05 * high:

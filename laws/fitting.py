@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import huber
 from scipy.stats import t as student_t
 
 LEVEL = 0.95  # of every interval
@@ -68,12 +69,6 @@ def evaluate(law, params, inputs, settings=None):
 # Fitting
 
 
-def huber(residuals, delta):
-    """r^2 / 2 for |r| <= delta, delta (|r| - delta / 2) beyond."""
-    size = np.minimum(abs(residuals), delta)
-    return size * (abs(residuals) - size / 2)
-
-
 @np.errstate(all="ignore")  # a wild step gives inf or nan, and is refused
 def minimize_huber(predict, theta, target, delta, weights=1.0, iterations=400):
     """Minimize the weighted Huber loss from every row of theta (S, P) at once -> (theta, objectives (S,)).
@@ -86,7 +81,7 @@ def minimize_huber(predict, theta, target, delta, weights=1.0, iterations=400):
     damping, idle, diagonal = np.full(len(theta), 1e-2), 0, np.arange(theta.shape[1])
     value, jac = map(np.array, predict(theta))
     res = value - target
-    cost = np.nan_to_num((weights * huber(res, delta)).sum(1), nan=np.inf)
+    cost = np.nan_to_num((weights * huber(delta, res)).sum(1), nan=np.inf)
     for _ in range(iterations):
         weighted = jac * (weights * np.minimum(1, delta / np.maximum(abs(res), 1e-300)))[..., None]
         normal = np.swapaxes(weighted, 1, 2) @ jac
@@ -98,7 +93,7 @@ def minimize_huber(predict, theta, target, delta, weights=1.0, iterations=400):
         trial = theta - np.linalg.solve(normal, gradient)[..., 0]
         value, trial_jac = predict(trial)
         trial_res = value - target
-        trial_cost = (weights * huber(trial_res, delta)).sum(1)
+        trial_cost = (weights * huber(delta, trial_res)).sum(1)
         better = trial_cost < cost  # false for nan
         idle = 0 if (cost[better] - trial_cost[better] > 1e-13 * cost[better]).any() else idle + 1
         theta[better], res[better], jac[better] = trial[better], trial_res[better], trial_jac[better]
@@ -160,7 +155,7 @@ def fit_law(law, inputs, measured, delta, draws, seed, block=1, settings=None, r
     `block`: how many points in a row share their noise. `ranges` of the inputs, unless these are columns.
     """
     n, n_params, settings = len(measured), len(law.names), law.settings | (settings or {})
-    check_draws(draws, seed)
+    check_draws(draws)
     if not delta > 0:
         raise Mistake(f"delta={delta} must be positive; inf means least squares")
     if n < n_params:
@@ -187,11 +182,9 @@ def fit_law(law, inputs, measured, delta, draws, seed, block=1, settings=None, r
     return describe(law.name, params, objective, value[0] - target, many, settings, ranges or spans(**inputs), unseen)
 
 
-def check_draws(draws, seed):
+def check_draws(draws):
     if draws < 0 or 0 < draws < 10:
         raise Mistake(f"draws={draws} must be 0 (no intervals) or at least 10")
-    if seed < 0:
-        raise Mistake(f"seed={seed} must be 0 or more")
 
 
 def residual_scale(law, value, jac):
@@ -211,9 +204,9 @@ def describe(name, params, objective, residuals, draws, settings, ranges, unseen
     return Fit(name, params, float(objective), residuals, intervals, unidentified, draws, n, scatter, ranges, settings)
 
 
-def quantiles(values):
-    """(low, high) of the central 95% along the first axis."""
-    return tuple(np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0))
+def quantiles(values, method="linear"):
+    """(low, high) of the central 95% along the first axis; "nearest" where values may be infinite."""
+    return tuple(np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2], axis=0, method=method))
 
 
 def spans(**columns):

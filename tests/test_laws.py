@@ -281,7 +281,7 @@ GOOD = "params,tokens,loss\n1e7,1e8,5\n1e7,1e9,4.5\n1e8,1e8,4\n1e8,1e9,3.5\n1e9,
         (lambda t: t.replace("tokens", "toks"), [], "'tokens'"),
         (lambda t: t.replace("4.5", "four"), [], "line 3: loss is 'four'"),
         (lambda t: t.replace("4.5", ""), [], "line 3: loss is ''"),
-        (lambda t: t.replace(",4.5", ""), [], "line 3: loss is ''"),
+        (lambda t: t.replace(",4.5", ""), [], "line 3: fewer cells"),
         (lambda t: t.replace("4.5", "nan"), [], "line 3: loss is nan"),
         (lambda t: t.replace("4.5", "inf"), [], "line 3: loss is inf"),
         (lambda t: t.replace("4.5", "0"), [], "line 3: loss is 0"),
@@ -314,7 +314,7 @@ def test_other_mistakes_end_in_one_line(tmp_path, capsys):
     names = ("a.csv", "log.jsonl", "curve.csv", "flat.csv", "law.json", "iso.csv")
     good, log, curve, flat, law, iso = (tmp_path / name for name in names)
     good.write_text(GOOD)
-    log.write_text('{"step": 1, "lr": 1}\n{"step": 2, "val_loss": 3\n')
+    log.write_text('{"step": 1, "lr": 1}\n{"step": 2, "val_loss": 3\n{"step": 3, "lr": 1}\n')
     curve.write_text("step,lr,loss\n1000,1e-3,4\n1100,5e-4,3\n")
     flat.write_text("step,lr,loss\n1000,1e-3,4\n1100,1e-3,3\n")
     iso.write_text("flops,params,loss\n1e18,1e8,3\n1e18,2e8,2.9\n1e18,3e8,3\n")
@@ -337,7 +337,7 @@ def test_other_mistakes_end_in_one_line(tmp_path, capsys):
         (["diagonal", good, "--by=params", "--pair=a,b", "--match=tokens"], "no pairs"),
         (["predict", law, "--N=1", "--D=1"], "law.json"),
         (["predict", good, "--N=1", "--D=1"], "a.csv"),
-        (["schedule_bound", "0:0,10:0"], "lr"),
+        (["schedule_bound", "0:0,10:0"], "learning rates must be"),
         (["schedule_bound", "0:1,x:0"], "0:1,x:0"),
         (["schedule_bound", good], "a.csv"),
     ):

@@ -10,7 +10,9 @@ import pytest
 
 import scaling
 from config import main
+from laws import Fit, optimum
 from laws.__main__ import run as laws_run
+from laws.files import to_json
 from model import Shape
 from scaling import (
     CHINCHILLA_MODELS,
@@ -18,9 +20,7 @@ from scaling import (
     chinchilla_run_costs,
     default_law,
     forward_flops,
-    interval,
     num_params,
-    optimal_size,
     paper_run_costs,
     peak_flops,
     plan,
@@ -143,12 +143,12 @@ def test_peak_flops_by_device_name():
         assert peak_flops(name) is None, name
 
 
-def test_optimal_size_is_the_minimum_and_as_published():
+def test_optimum_is_the_minimum_and_as_published():
     # Hoffmann et al.'s law as rounded and as in their TeX, and the default; tokens per parameter at Chinchilla's budget
     rounded = dict(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
     exact = dict(E=1.6934, A=406.4, B=410.7, alpha=0.33917084, beta=0.2849083)
     for law, ratio in ((rounded, 92.65), (exact, 58.93), (scaling.DEFAULT_LAW["params"], 17.92)):
-        N, D, loss = optimal_size(5.76e23, law)
+        N, D, loss = optimum(law, 5.76e23)
         assert D / N == pytest.approx(ratio, rel=1e-3) and 6 * N * D == pytest.approx(5.76e23, rel=1e-12)
         for other in (0.97 * N, 1.03 * N):
             assert law["E"] + law["A"] / other ** law["alpha"] + law["B"] / (5.76e23 / 6 / other) ** law["beta"] > loss
@@ -163,12 +163,12 @@ def test_plan_follows_from_the_law():
         low, high = made.intervals[name]
         assert low < getattr(made, name) < high, name
     assert plan(1e21, batch_tokens=1e6).steps == pytest.approx(made.tokens / 1e6)
-    assert plan(1e21, {"params": scaling.DEFAULT_LAW["params"]}).intervals == {}
+    assert plan(1e21, Fit("chinchilla", scaling.DEFAULT_LAW["params"])).intervals == {}
 
 
 def test_default_laws_draws_have_the_published_spread():
     # Besiroglu et al.'s own bootstrap: standard errors .0154 of alpha, .0206 of beta, .02566 of E
-    draws = default_law(2000)["draws"]
+    draws = default_law(2000).draws
     for name, error in (("alpha", 0.0154), ("beta", 0.0206), ("E", 0.02566)):
         values = [draw[name] for draw in draws]
         mean = sum(values) / len(values)
@@ -185,10 +185,6 @@ def test_rules_give_the_papers_1b_run():
 def test_shape_for_is_near():
     for params in (3e7, 1e9, 7e10):
         assert num_params(scaling.shape_for(params)) == pytest.approx(params, rel=0.2)
-
-
-def test_interval():
-    assert interval(list(range(101)), 0.9) == [5, 95] and interval([3.0]) == [3.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +256,7 @@ def test_main_prints_one_line_for_a_mistake(capsys, tmp_path):
 
 def test_main_plans_from_gpu_hours_and_a_law(capsys, tmp_path):
     law = tmp_path / "law.json"
-    law.write_text(json.dumps(scaling.default_law(20)))
+    law.write_text(json.dumps(to_json(scaling.default_law(20)._asdict())))
     scaling.run(["plan", "--gpu_hours=100", "--gpu=A100", "--mfu=0.5", f"--law={law}", "--json"])
     made = json.loads(capsys.readouterr().out)
     assert made["flops"] == pytest.approx(100 * 3600 * 312e12 * 0.5)
