@@ -13,7 +13,10 @@ import hashlib
 import itertools
 import json
 import os
+import statistics
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,11 +24,12 @@ import scaling
 from bins import TOKENIZERS
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
-from data import parse_mix, read_meta
+from data import ValSet, parse_mix, read_meta
 from model import Shape
 from tracking import lines_up_to
-from train import Config, check, make_schedule
+from train import Config, check, every, make_schedule, train
 
+TRIAL_FLOPS, TRIAL_STEPS = 1e11, (4, 20)  # of a trial that shows what a model costs: a second or two on a CPU
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
 
 
@@ -185,15 +189,24 @@ class Segment:
         """FLOPs of the longest way from here to the end of a run."""
         return self.flops + max((child.reach() for child in self.children), default=0)
 
-    def command(self, launch):
-        """What trains this segment, as a list of words."""
+    def flags(self):
+        """The options of train.py that train this segment."""
         config = self.config
         if list_steps(self.folder / "ckpt"):  # begun, perhaps from elsewhere, before the study grew: the same bits
             begun = json.loads((self.folder / "config.json").read_text())
             config = dataclasses.replace(config, init_from=begun["init_from"])
-        options = {k: v for k, v in vars(config).items() if v != getattr(Config, k)}
-        text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in options.items()}
-        return [*launch, os.path.relpath(HERE / "train.py"), *(f"--{k}={v}" for k, v in text.items())]
+        return flags_of(config)
+
+    def command(self, launch):
+        """What trains this segment, as a list of words."""
+        return [*launch, os.path.relpath(HERE / "train.py"), *self.flags()]
+
+
+def flags_of(config):
+    """What train.py is called with for a config: --key=value where it differs from the defaults."""
+    options = {k: v for k, v in vars(config).items() if v != getattr(Config, k)}
+    text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in options.items()}
+    return [f"--{k}={v}" for k, v in text.items()]
 
 
 def group_of(config):
@@ -308,3 +321,103 @@ def trained(segment):
             new = line["step"] - segment.start - steps
             steps, seconds = steps + new, seconds + new * per_step / line["tokens_per_s"]
     return steps, seconds
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How long it takes
+
+
+class Cost(NamedTuple):
+    """Seconds that a model takes: per update, per evaluation of one set of weights, and for all else in a segment."""
+
+    step: float
+    evaluation: float
+    rest: float  # to start, and to save at the end
+
+
+def for_a_trial(config, folder):
+    """A config that shows in seconds what `config` costs: of fewer steps, and if need be of fewer sequences in them."""
+    fits = TRIAL_FLOPS / TRIAL_STEPS[0] / scaling.train_flops(shape_of(config))  # sequences per step
+    batch, micro = config.global_batch_size, config.micro_batch_size
+    if batch > fits:
+        batch = micro = max(1, min(micro, int(fits)))
+    steps = int(TRIAL_STEPS[0] * fits / batch)
+    alike = {name: getattr(config, name) for name in (*names(Config, "model", "result", "free"), "dataset")}
+    own = {"global_batch_size": batch, "micro_batch_size": micro, "log_every": 1, "save_every": 0, "wandb": "off"}
+    own |= {
+        "lr": 1e-6,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "total_steps": min(max(steps, TRIAL_STEPS[0]), TRIAL_STEPS[1]),
+    }
+    own |= {"eval_tokens": min(eval_tokens(config), chunk_tokens(config)), "stop_at": None, "save_at": ()}
+    return Config(**alike | own | {"out_dir": str(folder)})
+
+
+def trial(config):
+    """Train the config of a trial three times: its Cost, with one chunk as the evaluation."""
+    rest, steps = {}, []
+    for name, eval_every in (("warm", 0), ("often", 1), ("once", 0)):
+        run = dataclasses.replace(config, name=f"{name}-{os.getpid()}", eval_every=eval_every)
+        began = time.perf_counter()
+        train_s = train(run)["train_s"]
+        rest[name] = time.perf_counter() - began - train_s
+        lines = map(json.loads, lines_up_to(Path(run.out_dir) / run.name / "log.jsonl", run.total_steps))
+        steps += [run.global_batch_size * run.seq_len / x["tokens_per_s"] for x in lines if "tokens_per_s" in x]
+    evaluation = max(0.0, rest["often"] - rest["once"]) / config.total_steps
+    return Cost(statistics.median(steps), evaluation, rest["once"] - evaluation)
+
+
+def scaled(cost, tried, config):
+    """What `config` costs, if the config of its trial costs `cost`."""
+    step = cost.step * flops_per_step(config) / flops_per_step(tried)
+    chunks = -(-eval_tokens(config) // tried.eval_tokens)
+    return Cost(step, cost.evaluation * chunks, cost.rest)
+
+
+def guess(config, flops_per_s):
+    """The Cost of a config at so many FLOP/s."""
+    evaluation = eval_tokens(config) / config.seq_len * scaling.train_flops(shape_of(config)) / 3  # forward only
+    return Cost(flops_per_step(config) / flops_per_s, evaluation / flops_per_s, 0.0)
+
+
+def time_left(segments, waiting, costs, n_jobs):
+    """(seconds until all is trained, share of the time that is updates), from {config: its Cost} of some of them.
+
+    What lies between them in FLOPs lies between them in seconds. An update takes what it took in this study so far.
+    """
+    x, costs = zip(*sorted((flops_per_step(config), cost) for config, cost in costs.items()), strict=True)
+    updates, whole = {}, {}  # segment: seconds
+    for segment in waiting:
+        config, flops = segment.config, flops_per_step(segment.config)
+        step, evaluation, rest = (float(np.interp(flops, x, column)) for column in zip(*costs, strict=True))
+        so_far = [trained(s) for s in segments if flops_per_step(s.config) == flops]
+        if steps := sum(n for n, _ in so_far):
+            step = sum(seconds for _, seconds in so_far) / steps
+        averages = bool(config.window_horizon) + len(config.ema_decay) + len(config.ema_half_life)
+        first = segment.start + segment.steps_done()
+        evaluations, saves = due(config.eval_every, first, segment.end), due(config.save_every, first, segment.end)
+        evaluations += segment.run is not None and not every(config.eval_every, segment.end)
+        evaluations += first == 0 and config.eval_every > 0
+        updates[segment] = step * (segment.end - first)
+        whole[segment] = updates[segment] + evaluation * (1 + averages) * evaluations + rest * (1 + saves)
+    longest = {}
+    for segment in reversed(waiting):  # children come after
+        longest[segment] = whole[segment] + max((longest.get(child, 0.0) for child in segment.children), default=0.0)
+    return max(sum(whole.values()) / n_jobs, *longest.values()), sum(updates.values()) / sum(whole.values())
+
+
+def due(interval, first, last):
+    """How many steps in first + 1 .. last are one of every `interval`."""
+    return last // interval - first // interval if interval else 0
+
+
+def eval_tokens(config):
+    """Tokens that an evaluation predicts."""
+    val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
+    return config.eval_tokens or read_meta(Path(config.data_dir) / val_dataset)["splits"]["val"]["tokens"] - 1
+
+
+def chunk_tokens(config):
+    """Tokens in a chunk of the validation set."""
+    return max(1, ValSet.CHUNK_TOKENS // config.seq_len) * config.seq_len

@@ -4,7 +4,7 @@
     python study.py configs/demo.py --jobs=2          # train it, two runs side by side; the same command again goes on
     python study.py configs/demo.py --print           # the commands instead, for SLURM arrays or xargs
     python study.py configs/demo.py --out_dir=/big    # any option of train.py, for all runs
-    python study.py configs/paper.py --launch="torchrun --nproc_per_node=2"      # instead of python
+    python study.py configs/paper.py --launch="torchrun --nproc_per_node=2"      # started so, each
 
 A study's config file assigns options of train.py. A list stands for one run with each of its values, several lists for
 their product; `grids` is a list of dicts of the same kind, side by side, on top of what the file says for all:
@@ -18,73 +18,53 @@ their product; `grids` is a list of dicts of the same kind, side by side, on top
 
 Runs that differ in schedule and length only have equal learning rates up to some step, and up to there they are one
 run. So they form a tree: shared segments are trained once, and branched from their last checkpoint, which gives the
-bits of a run trained alone, with as many threads: OMP_NUM_THREADS, or else the cores divided by --jobs.
+bits of a run trained alone, with as many threads: OMP_NUM_THREADS, or else the cores divided by --jobs. As many workers
+as --jobs says train one segment after another; with --launch every segment is a command of its own, as with --print.
 
 A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in output.txt; runs/<study>/shared/ has the
 segments; results.csv, a row per run, comes last. Runs that are finished are not trained again.
 """
 
+import contextlib
 import csv
 import ctypes
 import inspect
 import io
+import json
 import math
 import os
+import select
 import shlex
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import planner
 import scaling
 import schedules
 from checkpoint import written
-from config import Mistake, Parser, main, whole
+from config import Mistake, Parser, load, main, whole
 from data import parse_mix, read_meta
-from model import Llama
-from parallel import autocast, use_bf16
-from planner import check_folder, disk, flops_per_step, options_of_result, plan, read_study, shape_of, trained
+from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
 from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings
 from tracking import clock, is_locked
-from train import Config, make_schedule
+from train import Config, make_schedule, train
 
 COLUMNS = "schedule total_steps lr warmup_steps seed".split()  # of results.csv, even if all runs have them in common
-TRIAL_FLOPS = 5e10  # of one pass of the trial that the estimate of the time rests on
 POLL_S = 0.3  # between looks at the processes
+WORKER = "--worker"  # what a study calls itself with, to have a process that trains
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What it costs
-
-
-def flops_per_second(segments, threads):
-    """(training FLOP/s of a job, where that is from): what is trained already tells, or a second's trial."""
-    seconds = {s: trained(s) for s in segments}
-    if total := sum(t for _, t in seconds.values()):
-        return sum(n * flops_per_step(s.config) for s, (n, _) in seconds.items()) / total, "as in this study so far"
-    if torch.cuda.is_available():
-        return 0.4 * (scaling.peak_flops(torch.cuda.get_device_name()) or math.nan), "if that is 40% of the GPU's peak"
-    config = min((s.config for s in segments), key=flops_per_step)
-    flops = flops_per_step(config) / config.global_batch_size
-    size = max(1, min(config.micro_batch_size, int(TRIAL_FLOPS / flops)))
-    torch.set_num_threads(threads)
-    model = Llama(shape_of(config))
-    tokens = torch.zeros(size, config.seq_len, dtype=torch.long)
-    bf16 = use_bf16(config.dtype, tokens.device)
-    times = []
-    while len(times) < 2 or len(times) < 5 and sum(times) < 2:
-        began = time.perf_counter()
-        with autocast(tokens.device, bf16):
-            loss = model(tokens, tokens)
-        loss.backward()
-        times.append(time.perf_counter() - began)
-    return size * flops / min(times), "tried on the smallest model"
 
 
 def totals(segments):
@@ -100,9 +80,9 @@ def totals(segments):
     return rows
 
 
-def show_plan(roots, n_jobs, threads):
-    """Print the trees, their cost with and without sharing, and the time and disk that is still to be spent."""
-    segments, waiting = [s for r in roots for s in r.below()], [s for r in roots for s in r.to_train()]
+def show_plan(roots):
+    """Print the trees, and their cost with and without sharing."""
+    segments = [s for r in roots for s in r.below()]
     alike = {}  # trees of the same shape, such as those of several seeds, are drawn once
     for root in roots:
         common = common_parts(root)
@@ -114,16 +94,32 @@ def show_plan(roots, n_jobs, threads):
     for name, (n, alone, paid, flops, flops_paid) in totals(segments).items():
         print(f"{name:14}{n:>5}{alone:>14,}{paid:>12,}{flops:>14.4g}{flops_paid:>12.4g}{1 - flops_paid / flops:>8.1%}")
     print("(what several runs share is paid by the first of them)\n")
+
+
+def show_time(segments, waiting, jobs):
+    """Print what is still to be trained, and how long that takes, if its data are there."""
     if not waiting:
         print("all of it is trained")
         return
     flops = sum(s.flops for s in waiting)
-    rate, source = flops_per_second(segments, threads)
-    seconds = max(flops / n_jobs, max(s.reach() for s in waiting)) / rate
     print(f"to train: {flops:.4g} FLOPs in {len(waiting)} segments; checkpoints of up to {disk(waiting) / 1e9:,.2f} GB")
+    sizes = {flops_per_step(s.config): s.config for s in waiting}
+    configs = list(dict.fromkeys([sizes[min(sizes)], sizes[max(sizes)]]))  # what lies between costs something between
+    on_gpu = torch.cuda.is_available()  # where a trial would have to compile
+    try:
+        if on_gpu:
+            rate = 0.4 * (scaling.peak_flops(torch.cuda.get_device_name()) or math.nan)
+            costs = {config: planner.guess(config, rate) for config in configs}
+        else:
+            costs = jobs.try_out(configs)
+    except Mistake as error:
+        print(f"time: not known, {error}")
+        return
+    seconds, updates = planner.time_left(segments, waiting, costs, jobs.n)
     if math.isfinite(seconds):
         about = clock(seconds) if seconds < 1e6 else f"{seconds / 86400:,.0f} days"
-        print(f"time: about {about} with --jobs={n_jobs}, at {rate:.2g} FLOP/s each ({source})")
+        source = "if that is 40% of the GPU's peak" if on_gpu else "by a trial"
+        print(f"time: about {about} with --jobs={jobs.n}, {updates:.0%} of it training steps ({source})")
 
 
 def common_parts(root):
@@ -146,44 +142,140 @@ def draw(segment, common, before="", last=True):
 # Training it
 
 
-class Jobs:
-    """Processes that train segments, at most `n` at once, each with `threads` threads, and one GPU if there are any."""
+class Worker:
+    """A process that does one task after another, so that torch is imported once; waited for as a Popen is."""
 
-    def __init__(self, n, threads, launch):
-        self.free, self.threads, self.launch = list(range(n)), threads, launch
-        self.running = {}  # segment: (process, slot)
+    def __init__(self, environment):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+        self.process = subprocess.Popen([sys.executable, __file__, WORKER], env=environment, **pipes, **OWN_SESSION)
+        self.terminate, self.wait = self.process.terminate, self.process.wait
+
+    def start(self, task, output, flags):
+        with contextlib.suppress(BrokenPipeError):  # it was killed: `poll` says so
+            self.process.stdin.write(json.dumps([task, str(output), flags]).encode() + b"\n")
+
+    def answer(self):
+        """What the task came to, waited for; None if the process ended instead."""
+        if line := self.process.stdout.readline():
+            return json.loads(line)
+        self.process.wait()
+        return None
+
+    def poll(self):
+        """None while it works at its task, then 0, or the exit status of the process if that ended."""
+        if not select.select([self.process.stdout], [], [], 0)[0]:
+            return None
+        return self.process.wait() if self.answer() is None else 0
+
+
+def work():
+    """Do tasks, one a line on stdin: [name, file for what is printed, options]; answer each with a line on stdout.
+
+    What fails ends the process, as it ends train.py, and takes with it whatever it may have left behind.
+    """
+    tasks, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for line in tasks:
+        task, output, flags = json.loads(line)
+        with open(output, "a") as file:
+            os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        answer = {"train": train, "trial": planner.trial}[task](load(Config, flags))
+        torch.compiler.reset()  # what was compiled for this model counts for the next one, and there is a limit
+        sys.stdout.flush()
+        answers.write(json.dumps(answer or {}) + "\n")
+
+
+class Jobs:
+    """What trains segments, at most `n` at once, each with `threads` threads, and one GPU if there are any.
+
+    launch   words before train.py, to start processes for every segment; none: workers, which live as long as this
+    """
+
+    def __init__(self, n, threads, launch=()):
+        self.n, self.launch, self.free = n, launch, list(range(n))
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.workers = {}  # slot: worker
+        self.running = {}  # segment: (process or worker, slot)
+
+    def worker(self, slot):
+        """The worker of a slot, a new one if it ended."""
+        if slot not in self.workers or self.workers[slot].process.poll() is not None:
+            environment = dict(self.environment)
+            if gpus := torch.cuda.device_count():
+                visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+                environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
+            self.workers[slot] = Worker(environment)
+        return self.workers[slot]
 
     def start(self, segment):
-        slot = self.free.pop(0)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        if (gpus := torch.cuda.device_count()) and self.launch == [sys.executable]:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
+        slot, output = self.free.pop(0), segment.folder / "output.txt"
         segment.folder.mkdir(parents=True, exist_ok=True)
-        with open(segment.folder / "output.txt", "w") as file:
-            output = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-            own_session = {"start_new_session": True, "preexec_fn": end_with_us}  # Ctrl-C is for us to pass on
-            process = subprocess.Popen(segment.command(self.launch), env=environment, **output, **own_session)
+        with open(output, "w") as file:
+            if self.launch:
+                streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+                command = segment.command(self.launch)
+                process = subprocess.Popen(command, env=self.environment, **streams, **OWN_SESSION)
+            else:
+                process = self.worker(slot)
+                process.start("train", output, segment.flags())
         self.running[segment] = process, slot
+
+    def wait(self, seconds):
+        """Wait so long, or until a worker is done."""
+        at_work = [p.process.stdout for p, _ in self.running.values() if not self.launch]
+        select.select(at_work, [], [], seconds)
 
     def ended(self):
         """[(segment, exit status)] of those that ended since the last call."""
-        over = [(s, process.returncode) for s, (process, _) in self.running.items() if process.poll() is not None]
+        over = [(s, status) for s, (process, _) in self.running.items() if (status := process.poll()) is not None]
         self.free += [self.running.pop(segment)[1] for segment, _ in over]
         return over
 
+    def try_out(self, configs):
+        """{config: its Cost}, from a trial by all workers at once, as they slow each other down."""
+        out_dir = Path(configs[0].out_dir).absolute()
+        there = next(p for p in (out_dir, *out_dir.parents) if p.exists())
+        costs = {}
+        with tempfile.TemporaryDirectory(prefix=".trial-", dir=there) as folder:
+            for config in configs:
+                tried = planner.for_a_trial(config, Path(folder))
+                workers = [self.worker(slot) for slot in range(self.n)]
+                for worker in workers:
+                    worker.start("trial", Path(folder) / "output.txt", flags_of(tried))
+                answers = [worker.answer() for worker in workers]
+                if None in answers:
+                    raise Mistake(f"a trial failed: {last_line(Path(folder) / 'output.txt')}")
+                cost = planner.Cost(*(statistics.mean(column) for column in zip(*answers, strict=True)))
+                costs[config] = planner.scaled(cost, tried, config)
+        if self.launch:
+            self.stop()  # the workers are of no more use
+        return costs
+
     def stop(self):
         """Have all of them save and end."""
-        for process, _ in self.running.values():
+        processes = [*self.workers.values(), *(process for process, _ in self.running.values())]
+        for process in processes:
             process.terminate()
-        for process, _ in self.running.values():
+        for process in processes:
             process.wait()
 
 
 def end_with_us():
-    """In a child process: get SIGTERM when the parent is gone, were it killed (Linux only)."""
+    """In a child process: get SIGTERM when the parent is gone, were it killed.
+
+    That is for Linux. Elsewhere a worker ends with its segment, as nobody gives it another one.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+OWN_SESSION = {"start_new_session": True, "preexec_fn": end_with_us}  # Ctrl-C is for us to pass on
+
+
+def last_line(path):
+    """The last line of a file that is not empty."""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line]
+    return lines[-1] if lines else "it said nothing"
 
 
 def train_all(segments, waiting, jobs):
@@ -202,11 +294,10 @@ def train_all(segments, waiting, jobs):
             for segment in sorted(ready, key=lambda s: -s.reach())[: len(jobs.free)]:
                 jobs.start(segment)
                 waiting.remove(segment)
-            time.sleep(POLL_S)
+            jobs.wait(POLL_S)
             for segment, status in jobs.ended():
                 if not (segment.is_trained() and segment.checkpoint.is_file()):
-                    said = [x for x in (segment.folder / "output.txt").read_text(errors="replace").splitlines() if x]
-                    failed[segment] = f"{said[-1] if said else 'it said nothing'} (exit status {status})"
+                    failed[segment] = f"{last_line(segment.folder / 'output.txt')} (exit status {status})"
                     bar.write(f"FAILED  {segment.folder}: {failed[segment]}")
                     continue
                 flops_done += segment.flops
@@ -214,7 +305,8 @@ def train_all(segments, waiting, jobs):
                     n_done += 1
                     left = (time.monotonic() - began) * (total / flops_done - 1)
                     loss = segment.result()["val_loss"]
-                    bar.write(f"{n_done:>4} of {n_runs}  {clock(left)} left  val loss {loss:.4f}  {segment.run}")
+                    told = "DIVERGED" if loss is None else f"val loss {loss:.4f}"
+                    bar.write(f"{n_done:>4} of {n_runs}  {clock(left)} left  {told}  {segment.run}")
             steps = {s: s.steps_done() for s in jobs.running}
             bar.n = flops_done + sum(n * flops_per_step(s.config) for s, n in steps.items())
             bar.set_description_str(f"{n_done} of {n_runs} runs", refresh=False)
@@ -292,7 +384,7 @@ def print_results(rows):
 
 def print_commands(waiting, launch):
     """Print what trains `waiting`; commands up to an empty line can run side by side, and those after it need them."""
-    depth, launch = {}, ["python"] if launch == [sys.executable] else launch
+    depth, launch = {}, launch or ["python"]
     for segment in waiting:  # parents come before
         depth[segment] = depth.get(segment.parent, -1) + 1
     for level in range(max(depth.values(), default=-1) + 1):
@@ -315,7 +407,7 @@ def parse_args(args):
     parser.add_argument("--plan", action="store_true", help="say what would be trained, and what it costs")
     parser.add_argument("--print", action="store_true", help="print the commands")
     parser.add_argument("--jobs", type=whole(least=1, most=1000), default=1, help="runs side by side")
-    parser.add_argument("--launch", default=sys.executable, help='instead of python: "torchrun --nproc_per_node=2"')
+    parser.add_argument("--launch", default="", help='start each with this, such as "torchrun --nproc_per_node=2"')
     args, flags = parser.parse_known_args(args)
     if others := [flag for flag in flags if not flag.startswith("--")]:
         raise Mistake(f"{others[0]}: expected one study, and options as --key=value")
@@ -335,18 +427,20 @@ def run(args=None):
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // args.jobs)))
-    show_plan(roots, args.jobs, threads)
-    if args.plan:
-        return
-    for config in runs.values():
-        for name in parse_mix(config.dataset):
-            read_meta(Path(config.data_dir) / name)
-    check_room(folder, waiting)
+    show_plan(roots)
+    if not args.plan:
+        for config in runs.values():
+            for name in parse_mix(config.dataset):
+                read_meta(Path(config.data_dir) / name)
+        check_room(folder, waiting)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt
     jobs = Jobs(args.jobs, threads, launch)
     try:
+        show_time(segments, waiting, jobs)
+        if args.plan:
+            return
         failed = train_all(segments, waiting, jobs)
     except KeyboardInterrupt:
         print("\nstopping, at the end of a step; the same command goes on from there", file=sys.stderr)
@@ -368,4 +462,4 @@ def run(args=None):
 
 
 if __name__ == "__main__":
-    main(run)
+    main(work if sys.argv[1:] == [WORKER] else run)

@@ -619,7 +619,7 @@ def test_with_no_good_checkpoint_it_stops_and_touches_nothing(lab, halfway):
     assert lab.run("x") == 1 and lab.files("x") == before
     *warnings, error = lab.said("x").splitlines()
     assert [line.partition(": ")[0] for line in warnings] == ["warning", "warning"]
-    assert error.startswith(f"error: no checkpoint in {path.parent} is good: restore one, or delete the folder")
+    assert error.startswith(f"error: no checkpoint in {path.parent} is good: restore one, or choose another name")
 
 
 class Evil:

@@ -8,7 +8,7 @@ import pytest
 
 import scaling
 from model import Shape
-from planner import check_folder, disk, flops_per_step, name_runs, plan, read_study
+from planner import Cost, check_folder, disk, due, flops_per_step, name_runs, plan, read_study, time_left
 
 MODEL = "n_layer=2; n_head=1; n_embd=32; seq_len=64; global_batch_size=4; micro_batch_size=4; dataset='x-bytes'\n"
 
@@ -290,3 +290,50 @@ def test_the_vocabulary_is_known_before_the_data_is_there(study):
     assert ratio[0] < ratio[1]
     with pytest.raises(ValueError, match="x-other"):
         flops_per_step(list(runs.values())[2])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# How long it takes
+
+
+def test_steps_that_are_due():
+    for interval in (0, 1, 7, 10):
+        for first, last in ((0, 70), (6, 7), (7, 14), (8, 13), (0, 3)):
+            steps = [step for step in range(first + 1, last + 1) if interval and step % interval == 0]
+            assert due(interval, first, last) == len(steps)
+
+
+TIMES = "schedule='wsd'; warmup_steps=0; cooldown_steps=39; total_steps=[100, 200]; eval_every=50; save_every=80"
+
+
+def test_time_by_hand(study):
+    """A trunk of 62 steps, of which the short run takes 38 more; the long one 100 to the parting's end and 38."""
+    found = segments(study(TIMES))
+    assert [(s.start, s.end) for s in found] == [(0, 62), (62, 100), (62, 200)]
+    config = found[0].config
+    # updates, evaluations (at 0, 50; 100; 100, 150, 200), and for each segment the rest, as for each save at 80, 160
+    parts = [62 * 1 + 2 * 10 + 100, 38 * 1 + 10 + 2 * 100, 138 * 1 + 3 * 10 + 3 * 100]
+    seconds, updates = time_left(found, found, {config: Cost(1.0, 10.0, 100.0)}, n_jobs=1)
+    assert seconds == sum(parts) and updates == 238 / sum(parts)
+    seconds, _ = time_left(found, found, {config: Cost(1.0, 10.0, 100.0)}, n_jobs=2)
+    assert seconds == parts[0] + parts[2]  # the longest way
+    with_averages = dataclasses.replace(config, window_horizon=50, ema_half_life=(5.0, 10.0))
+    for segment in found:
+        segment.config = dataclasses.replace(segment.config, window_horizon=50, ema_half_life=(5.0, 10.0))
+    seconds, _ = time_left(found, found, {with_averages: Cost(1.0, 10.0, 100.0)}, n_jobs=1)
+    assert seconds == sum(parts) + 3 * 6 * 10
+
+
+def test_time_between_two_models_and_as_it_was_so_far(study, tmp_path):
+    """By FLOPs between the smallest and the largest; where a log tells of steps, by what they took."""
+    found = segments(
+        study("schedule = 'constant'; warmup_steps = 0; total_steps = 10; eval_every = 0; n_embd = [32, 64, 128]")
+    )
+    small, middle, large = (s.config for s in found)
+    costs = {large: Cost(9.0, 0.0, 0.0), small: Cost(1.0, 0.0, 0.0)}
+    share = (flops_per_step(middle) - flops_per_step(small)) / (flops_per_step(large) - flops_per_step(small))
+    assert time_left(found, found[1:2], costs, n_jobs=1) == (pytest.approx(10 * (1 + 8 * share), rel=1e-12), 1.0)
+    found[1].folder.mkdir(parents=True)
+    line = {"step": 4, "tokens_per_s": middle.global_batch_size * middle.seq_len / 0.5}
+    (found[1].folder / "log.jsonl").write_text(json.dumps(line) + "\n")
+    assert time_left(found, found[1:2], costs, n_jobs=1) == (pytest.approx(6 * 0.5, rel=1e-12), 1.0)

@@ -31,9 +31,10 @@ def write(folder, data_dir, text, **options):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread_and_short_trials():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(planner, "TRIAL_STEPS", (4, 4))
         yield
 
 
@@ -164,6 +165,42 @@ def test_a_run_that_fails_stops_no_other(tmp_path, data_dir, capsys):
     ] and "FAILED" in out
 
 
+def test_a_worker_that_dies_takes_one_run_with_it(tmp_path, data_dir, monkeypatch, capsys):
+    """Another one takes its place, and the same command trains that run to the bits of one trained alone."""
+    text = "schedule = 'constant'\ntotal_steps = 120\nseed = [0, 1, 2]"
+    args = write(tmp_path, data_dir, text, log_every=1, eval_every=0, window_horizon=0, ema_half_life=())
+    wait, seen, killed = study.Jobs.wait, [], []
+
+    def wait_or_kill(jobs, seconds):
+        ((segment, (worker, _)),) = jobs.running.items()
+        seen.append(worker.process.pid)
+        if not killed and segment.steps_done() > 25:
+            killed.append(segment)
+            worker.process.kill()
+        wait(jobs, 0.01)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(study.Jobs, "wait", wait_or_kill)
+        study.run([*args, "--jobs=1"])
+    assert f"{killed[0].folder}: " in (err := capsys.readouterr().err) and "(exit status -9)" in err
+    assert len(set(seen)) == 2 and len(rows_of(args)) == 2
+    assert not killed[0].is_trained() and checkpoint.list_steps(killed[0].folder / "ckpt")
+    study.run(args)
+    assert "in 1 segments" in capsys.readouterr().out and len(rows_of(args)) == 3
+    train(Config(**{**vars(killed[0].config), "out_dir": str(tmp_path), "name": "alone"}))
+    assert same(checkpoint.load(killed[0].checkpoint), checkpoint.load(tmp_path / "alone/ckpt/step_00000120.pt"))
+
+
+def test_a_bug_leaves_its_traceback_and_stops_no_other(tmp_path, data_dir, capsys):
+    args = write(tmp_path, data_dir, "schedule = 'constant'\ntotal_steps = 20\nseed = [0, 1]")
+    (runs_of(args) / "seed0/log.jsonl").mkdir(parents=True)  # none of a user's mistakes, nor of the machine's faults
+    with pytest.raises(SystemExit):
+        study.run(args)
+    assert "IsADirectoryError" in (err := capsys.readouterr().err) and "(exit status 1)" in err
+    assert "Traceback" in (runs_of(args) / "seed0/output.txt").read_text()
+    assert [row["name"] for row in rows_of(args)] == ["seed1"]
+
+
 def test_a_run_without_its_checkpoint_has_failed(tmp_path, data_dir, capsys):
     """Or what is to start from there would wait for ever."""
     (tmp_path / "launch.py").write_text(f"""
@@ -236,13 +273,32 @@ def test_several_seeds_are_told_as_mean_and_deviation(capsys):
 
 def test_jobs_share_the_gpus(tmp_path, monkeypatch):
     seen = []
+
+    class Recorded(study.Worker):
+        def __init__(self, environment):
+            seen.append(environment)
+            self.process = subprocess.Popen(["true"])
+
+        def start(self, *task):
+            pass
+
     monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(study.subprocess, "Popen", lambda *_, env, **__: seen.append(env))
+    monkeypatch.setattr(study, "Worker", Recorded)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     (tmp_path / "some.py").write_text("schedule = 'constant'\nseed = [0, 1, 2]")
     _, runs = planner.read_study(tmp_path / "some.py", [f"--out_dir={tmp_path}"])
-    jobs = study.Jobs(3, 1, [sys.executable])
+    jobs = study.Jobs(3, 1)
     for segment in planner.plan("some", runs):
         jobs.start(segment)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["3", "5", "3"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_a_run_that_diverges_is_told_and_left_out(tmp_path, data_dir, capsys):
+    args = write(tmp_path, data_dir, "lr = [1e-2, 100.0]\nschedule = 'constant'\ntotal_steps = 10\ngrad_clip = 0.0\n")
+    study.run([*args, "--eval_every=0"])
+    out, error = capsys.readouterr()
+    assert "DIVERGED" in out + error and "left out, as their val_loss is not finite: lr100.0" in error
+    assert [row["val_loss"] == "" for row in rows_of(args)] == [False, True]
+    study.run([*args, "--eval_every=0"])  # it is not tried again
+    assert "all of it is trained" in capsys.readouterr().out
