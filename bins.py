@@ -23,7 +23,7 @@ from data import FORMAT, RESTORE, check_tokens, read_meta
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
 NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")  # of a dataset: what --dataset, file systems and shells take as it is
-HEADERS = {b"\x93NUMPY": "a file of numpy's own format", (20240520).to_bytes(4, "little"): "a bin of llm.c"}
+HEADERS = b"\x93NUMPY", (20240520).to_bytes(4, "little")  # of .npy files, and of the bins of llm.c
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -69,13 +69,9 @@ def gpt2_token_bytes():
     return [len(encoding.decode_single_token_bytes(i)) for i in range(50256)] + [0]
 
 
-def encode_bytes(text):
-    return np.frombuffer(text.encode(), np.uint8)
-
-
 TOKENIZERS = {
     "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
-    "bytes": Tokenizer(257, 256, lambda: encode_bytes, lambda: [1] * 256 + [0]),
+    "bytes": Tokenizer(257, 256, lambda: lambda text: np.frombuffer(text.encode(), np.uint8), lambda: [1] * 256 + [0]),
 }
 
 
@@ -100,54 +96,50 @@ def folder_of(data_dir, name, label, tokenizer):
 
 
 def cut(state, settings, own):
-    """{split: (parts of the shards, first token, end)}: the tokens of a bin are these of those parts, joined in order.
+    """{split: (part of the shards, first token, end)}: the tokens of a bin are these of that part of all shards.
 
     The parts are as the source (`own`) or the hash has split the text. If the hash leaves one of them empty, as it may
-    where there are few documents, validation is the end of all tokens, a share of val_frac, whatever their documents.
+    where there are few documents, validation is the end of the other, a share of val_frac, whatever its documents.
     """
-    n, limit, val_frac = state["train"] + state["val"], settings["tokens_asked"], settings["val_frac"]
     if own or (state["train"] and state["val"]):
-        return {split: ((split,), 0, state[split]) for split in ("train", "val")}
+        return {split: (split, 0, state[split]) for split in ("train", "val")}
+    part = "train" if state["train"] else "val"
+    n, limit, val_frac = state[part], settings["tokens_asked"], settings["val_frac"]
     n_train = n - round(n * val_frac)
     if limit:
         n_train = limit if n >= limit + round(limit * val_frac) else min(limit, n_train)
-    return {"train": (("train", "val"), 0, n_train), "val": (("train", "val"), n_train, n)}
+    return {"train": (part, 0, n_train), "val": (part, n_train, n)}
 
 
-def join(path, shards, parts, first, end):
-    """Write tokens first .. end - 1 of those in these parts of the shards, one part after the other, to a bin."""
+def join(path, shards, part, first, end):
+    """Write tokens first .. end - 1 of a part of the shards to a bin."""
     position = 0
     with written(path) as file:
         for shard in shards:
             with np.load(shard) as arrays:  # checks the CRC
-                for tokens in (arrays[part] for part in parts):
-                    file.write(tokens[max(0, first - position) : max(0, end - position)].data)
-                    position += len(tokens)
+                tokens = arrays[part]
+            file.write(tokens[max(0, first - position) : max(0, end - position)].data)
+            position += len(tokens)
 
 
 def scan(path, tokenizer, dtype):
-    """(how often each token of the vocabulary is in a bin, sha256 of the bin). 4 s a GB.
+    """(what meta.json says of a bin: tokens, documents, bytes of text in UTF-8, sha256; its largest token). 4 s a GB.
 
     ValueError if its size is no whole number of tokens, or a token is beyond the vocabulary.
     """
-    dtype, vocab_size = np.dtype(dtype), TOKENIZERS[tokenizer].vocab_size
+    dtype, spec = np.dtype(dtype), TOKENIZERS[tokenizer]
     if path.stat().st_size % dtype.itemsize:
         raise Mistake(f"{path} has {path.stat().st_size:,} bytes, which is no whole number of {dtype.name} tokens")
-    counts, digest = np.zeros(vocab_size, dtype=np.int64), hashlib.sha256()
+    counts, digest = np.zeros(spec.vocab_size, dtype=np.int64), hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             tokens = np.frombuffer(block, dtype)
-            check_tokens(tokens, vocab_size, f"{path}, from token {counts.sum():,} on")
-            counts += np.bincount(tokens, minlength=vocab_size)
+            check_tokens(tokens, spec.vocab_size, f"{path}, from token {counts.sum():,} on")
+            counts += np.bincount(tokens, minlength=spec.vocab_size)
             digest.update(block)
-    return counts, digest.hexdigest()
-
-
-def describe(tokenizer, counts, sha256):
-    """What meta.json says of a bin: tokens, documents, bytes of text in UTF-8, sha256."""
-    n_bytes = int(counts @ np.array(TOKENIZERS[tokenizer].token_bytes()))
-    n_documents = int(counts[TOKENIZERS[tokenizer].eot_id])
-    return {"tokens": int(counts.sum()), "documents": n_documents, "bytes": n_bytes, "sha256": sha256}
+    info = {"tokens": int(counts.sum()), "documents": int(counts[spec.eot_id])}
+    info |= {"bytes": int(counts @ np.array(spec.token_bytes())), "sha256": digest.hexdigest()}
+    return info, int(counts.nonzero()[0].max(initial=0))
 
 
 def write_meta(folder, settings, dtype, splits):
@@ -162,11 +154,9 @@ def dtype_of(path):
     """The dtype of a bin made elsewhere, by its first tokens; Mistake if it is none that `data` reads, or no bin."""
     with open(path, "rb") as file:
         start = file.read(1 << 16)
-    what = next((what for magic, what in HEADERS.items() if start.startswith(magic)), None)
-    if what is None and len(start) >= 1000 and max(start) < 128 and 0 not in start:
-        what = "plain text, or tokens of one byte"
-    if what:
-        raise Mistake(f"{path} holds {what}; expected nothing but tokens of two or four bytes: convert it")
+    is_text = len(start) >= 1000 and max(start) < 128 and 0 not in start
+    if is_text or start.startswith(HEADERS):
+        raise Mistake(f"{path} is text, or has a header as of numpy or llm.c: expected bare tokens of 2 or 4 bytes")
     halves = np.frombuffer(start[: len(start) // 2 * 2], "<u2")
     if len(halves) < 2 or halves[1::2].any():
         return "<u2"
@@ -185,40 +175,31 @@ def adopt(folder: Path, tokenizer: str) -> None:
         raise Mistake(f"rename the folder {name!r}: the name of a dataset has letters, digits and . _ - only")
     if missing := [name for name in ("train.bin", "val.bin") if not (folder / name).is_file()]:
         raise Mistake(f"{folder} has no {' and no '.join(missing)}")
-    if (folder / "meta.pkl").exists():
-        raise Mistake(
-            f"{folder} has a meta.pkl: its tokens are of a vocabulary of its own, as nanoGPT's characters, and not of "
-            f"{tokenizer}'s; prepare its text instead, as python prepare_data.py INPUT.txt --tokenizer=bytes"
-        )
+    if (folder / "meta.pkl").exists():  # as of nanoGPT's characters
+        raise Mistake(f"{folder} has a meta.pkl, a vocabulary of its own: prepare its text, as with --tokenizer=bytes")
     bins = {split: folder / f"{split}.bin" for split in ("train", "val")}
-    dtypes = {split: dtype_of(path) for split, path in bins.items()}
-    if len({*dtypes.values()}) > 1:
+    dtype, *others = {dtype_of(path) for path in bins.values()}
+    if others:
         raise Mistake(f"{folder}: one bin holds tokens of two bytes, the other of four; expected one kind")
-    dtype, splits = dtypes["train"], {}
-    for split, path in bins.items():
-        counts, sha256 = scan(path, tokenizer, dtype)
-        splits[split] = describe(tokenizer, counts, sha256)
-        check_adopted(path, counts, tokenizer)
+    splits = {split: check_adopted(path, tokenizer, dtype) for split, path in bins.items()}
     settings = {"source": "adopted", "revision": None, "tokenizer": tokenizer, "text_field": None}
     write_meta(folder, settings, dtype, splits)
 
 
-def check_adopted(path, counts, tokenizer):
-    """Mistake if there are no tokens, counted, or those of another tokenizer; a line if none ends a document."""
-    n_tokens, vocab_size = counts.sum(), TOKENIZERS[tokenizer].vocab_size
+def check_adopted(path, tokenizer, dtype):
+    """What meta.json says of a bin; Mistake if it has no tokens, or those of another tokenizer."""
+    info, largest = scan(path, tokenizer, dtype)
+    n_tokens, vocab_size = info["tokens"], TOKENIZERS[tokenizer].vocab_size
     if n_tokens < 2:
         raise Mistake(f"{path} has {n_tokens} tokens: nothing to predict")
-    largest = int(counts.nonzero()[0][-1])
     if n_tokens >= 1000 and largest < vocab_size // 10:
         raise Mistake(
-            f"{path}: the largest of {n_tokens:,} tokens is {largest}, of a vocabulary of {vocab_size:,}: they are not "
-            f"{tokenizer}'s; give their --tokenizer, or prepare their text"
+            f"{path}: its largest token is {largest} of {vocab_size:,}, so they are not {tokenizer}'s: "
+            "give their --tokenizer, or prepare their text"
         )
-    if not counts[TOKENIZERS[tokenizer].eot_id]:
-        print(
-            f"{path.name}: no end-of-text token among {n_tokens:,}, the largest of which is {largest}: one document, "
-            f"if they are {tokenizer}'s"
-        )
+    if not info["documents"]:
+        print(f"{path.name}: no end-of-text token among {n_tokens:,}: one document, if they are {tokenizer}'s")
+    return info
 
 
 def verify(folder: Path) -> None:
@@ -228,5 +209,5 @@ def verify(folder: Path) -> None:
         raise Mistake(f"{folder} has tokens of {meta['tokenizer']!r}, which is none of {', '.join(TOKENIZERS)}")
     for split, info in meta["splits"].items():
         path = folder / f"{split}.bin"
-        if describe(meta["tokenizer"], *scan(path, meta["tokenizer"], meta["dtype"])) != info:
+        if scan(path, meta["tokenizer"], meta["dtype"])[0] != info:
             raise Mistake(f"{path} was changed since meta.json was written: {RESTORE}")

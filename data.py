@@ -15,7 +15,6 @@ Each epoch brings every sequence of a bin once, in a new order, and moves the cu
 
 import dataclasses
 import json
-import math
 from fractions import Fraction
 from math import gcd, lcm
 from pathlib import Path
@@ -44,8 +43,7 @@ def read_meta(folder):
     if not folder.is_dir():
         have = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/meta.json"))) or "nothing"
         raise Mistake(
-            f"dataset {folder.name!r} is not in {folder.parent}/ (there: {have}); "
-            "make it with prepare_data.py, which prints the --dataset= to use"
+            f"dataset {folder.name!r} is not in {folder.parent} (there: {have}): make it with prepare_data.py"
         )
     if not (folder / "meta.json").is_file():
         raise Mistake(
@@ -66,16 +64,15 @@ def load_meta(folder):
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text())
-        tokens = [info["tokens"] for info in meta["splits"].values()]
-        whole = meta["tokenizer"] and meta["vocab_size"] and all(type(n) is int for n in tokens)
+        form, dtype = meta["format"], meta["dtype"]
+        whole = meta["tokenizer"] and meta["vocab_size"]
+        whole = whole and all(type(info["tokens"]) is int for info in meta["splits"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        meta, whole = {}, False
-    if not whole and meta.get("format", FORMAT) == FORMAT:
+        whole = False
+    if not whole:
         raise Mistake(f"{path} is damaged: {RESTORE}; if the bins are good, move it away and --adopt them again")
-    if meta.get("format") != FORMAT:
-        raise Mistake(f"{path} has format {meta.get('format')}, not {FORMAT}: {RESTORE}")
-    if meta.get("dtype") not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
-        raise Mistake(f"{path} has dtype {meta.get('dtype')!r}, not one of {', '.join(DTYPES)}: {RESTORE}")
+    if form != FORMAT or dtype not in DTYPES:  # of objects, numpy would take the file's numbers for addresses
+        raise Mistake(f"{path} has format {form} and dtype {dtype!r}, which this code does not read: {RESTORE}")
     return meta
 
 
@@ -91,6 +88,15 @@ def open_bin(folder, split):
     if tokens.nbytes <= SCAN_BYTES:
         check_tokens(tokens, meta["vocab_size"], path)
     return tokens, meta
+
+
+def kind_of(metas):
+    """(tokenizer, size of its vocabulary) that datasets, {name: meta}, have in common."""
+    kinds = {name: (meta["tokenizer"], meta["vocab_size"]) for name, meta in metas.items()}
+    if len({*kinds.values()}) > 1:
+        several = " and ".join(f"{tokenizer} ({name})" for name, (tokenizer, _) in kinds.items())
+        raise Mistake(f"all datasets of a run need one tokenizer, not {several}; prepare them alike")
+    return next(iter(kinds.values()))
 
 
 def check_tokens(tokens, vocab_size, where):
@@ -155,9 +161,7 @@ def parse_mix(spec):
         except (ValueError, ZeroDivisionError):
             weight = 0
         if not name or name in weights or weight <= 0:
-            raise Mistake(
-                f"dataset={spec!r}: expected NAME or NAME:WEIGHT,NAME:WEIGHT,..., weights > 0, each name once"
-            )
+            raise Mistake(f"dataset={spec!r}: expected NAME or NAME:WEIGHT,NAME:WEIGHT, weights > 0, each name once")
         weights[name] = weight
     scale = lcm(*(w.denominator for w in weights.values()))
     divisor = gcd(*(int(w * scale) for w in weights.values()))
@@ -208,20 +212,16 @@ class TrainStream:
                     given[name], left = given.get(name, 0) + share, left - share
             self.segments.append((start, parse_mix(mix), dict(given)))
         self.bins, self.meta = {}, {}
-        ends = [start for start, _, _ in self.segments[1:]] + [math.inf]
-        ahead = [weights for end, (_, weights, _) in zip(ends, self.segments, strict=True) if end > position]
+        begun = [segment for segment in self.segments if segment[0] <= position]
+        ahead = [weights for _, weights, _ in self.segments[len(begun) - 1 :]]
         for name in dict.fromkeys(name for weights in ahead for name in weights):
             self.bins[name], self.meta[name] = open_bin(Path(data_dir) / name, "train")
             size = self.bins[name].size
             if size < 2 * seq_len:
                 raise Mistake(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
-        tokenizers = {(meta["tokenizer"], meta["vocab_size"]): None for meta in self.meta.values()}
-        if len(tokenizers) > 1:
-            several = " and ".join(name for name, _ in tokenizers)
-            raise Mistake(f"dataset: a mix needs one tokenizer, not {several}; prepare them alike")
-        ((self.tokenizer, self.vocab_size),) = tokenizers
-        hashes = {name: meta["splits"]["train"].get("sha256") for name, meta in self.meta.items()}
-        self.sha256 = hashes  # of the training tokens; None if its meta.json has none
+        self.tokenizer, self.vocab_size = kind_of(self.meta)
+        # of the training tokens; None if its meta.json has none
+        self.sha256 = {name: meta["splits"]["train"].get("sha256") for name, meta in self.meta.items()}
 
     def locate(self, position, count):
         """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
@@ -262,9 +262,7 @@ class ValSet:
     def __init__(self, folder, seq_len, tokens=0):
         self.tokens, self.meta = open_bin(folder, "val")
         if tokens >= self.tokens.size:
-            raise Mistake(
-                f"eval_tokens={tokens:,} is more than {folder} can give: {self.tokens.size - 1:,}; 0 takes all"
-            )
+            raise Mistake(f"eval_tokens={tokens:,}: {folder} can give {self.tokens.size - 1:,}; 0 takes all")
         self.n_targets = tokens or self.tokens.size - 1
         rows = -(-self.n_targets // seq_len)
         self.shape = (max(1, min(self.CHUNK_TOKENS // seq_len, rows)), seq_len)  # (B, T)
@@ -313,13 +311,8 @@ def open_data(config, start):
         check_tokenizer(start.state, start.path, config.dataset, next(iter(stream.meta.values())))
     for name, sha256 in before["sha256"].items():
         if stream.sha256.setdefault(name, sha256) != sha256:
-            raise Mistake(
-                f"dataset {name!r} is not what {start.path} was trained on: restore that, or start another run"
-            )
+            raise Mistake(f"dataset {name!r} is not what {start.path} was trained on: restore it, or start another run")
     val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
-    if (val.meta["tokenizer"], val.meta["vocab_size"]) != (stream.tokenizer, stream.vocab_size):
-        raise Mistake(
-            f"val_dataset={val_dataset!r} has another tokenizer than dataset={config.dataset!r}: prepare it alike"
-        )
+    kind_of(stream.meta | {val_dataset: val.meta})
     return stream, val

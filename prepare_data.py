@@ -8,21 +8,17 @@
     python prepare_data.py --verify data/stdlib-gpt2      # read the bins again and compare them with meta.json
 
 A document is a row, or a .py or .txt file (above 1 MiB cut at line ends into several). Its tokens end with one
-end-of-text token. Validation text is the source's own: the Hub's split `validation`, or local files or folders named
-val, by the rules in text_sources.py. Without one, documents are chosen by a hash of their text, a share of `val_frac`:
-whatever their order, and copies of a document on one side. Where that leaves a split empty, as it may with few
-documents, validation is the end of the tokens.
+end-of-text token. Validation text is the source's own, see text_sources.py. Without one, a hash of each document's text
+chooses a share of `val_frac` of them, so that copies are on one side. Where that leaves a split empty, as it may with
+few documents, validation is the end of the tokens.
 
-A dataset is told from another by its options and the contents of its files: the same command again does nothing, or
-goes on, and with other text it is refused. One process at a time makes a dataset.
-
+The same command again does nothing, or goes on, and is refused if the options or the contents of the files are others.
 The main process reads, workers tokenize, results are taken in order: the bins do not depend on the number of workers.
-Every SHARD_TOKENS they are saved as a shard. After a kill, the same command goes on behind the last shard (in the
-middle of a source file, that file is read again, but not tokenized again). At the end the shards are joined, which for
-a moment takes the disk space twice, and meta.json, written last, says that the bins are whole.
+Every SHARD_TOKENS they are saved as a shard. After a kill, the same command goes on behind the last shard (a file that
+was begun is read again). At the end the shards are joined, which for a moment takes the disk space twice, and
+meta.json, written last, says that the bins are whole.
 """
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -38,16 +34,15 @@ import threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 import text_sources
-from bins import SHARDS, TOKENIZERS, adopt, cut, describe, encoder, folder_of, join, scan, verify, write_meta
+from bins import SHARDS, TOKENIZERS, adopt, cut, encoder, folder_of, join, scan, verify, write_meta
 from checkpoint import written
-from config import Mistake, Parser, main
+from config import Mistake, Parser, main, number, whole
 from data import load_meta, read_meta, token_dtype
 
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
@@ -143,21 +138,18 @@ def tokenize(pool, files, settings, state, ahead):
     A state is the position of the next document, and what came before it: train and val tokens, and encode_chunk's
     counts. If the hash gave validation nothing until train has the tokens asked for, more are read for it; see `cut`.
     """
-    limit, more = settings["tokens_asked"], 0
-    if limit and files[0][0] is None:
-        more = round(limit * settings["val_frac"])
+    limit, val_frac = settings["tokens_asked"], settings["val_frac"]
+    more = round(limit * val_frac) if limit and files[0][0] is None else 0
     start = state["file"], state["document"]
     jobs = text_sources.chunks(files, settings["text_field"], start, settings.get("encoding"))
-    for result, (file, document) in in_order(pool, jobs, ahead, settings["tokenizer"], settings["val_frac"]):
-        train, val, counts = result
+    for (train, val, counts), (file, document) in in_order(pool, jobs, ahead, settings["tokenizer"], val_frac):
         end = None
         if limit:
             val = val if state["train"] < limit else val[:0]
             end = limit if state["val"] or val.size else limit + more
             train = train[: end - state["train"]]
-        counts = {name: state[name] + count for name, count in counts.items()}
-        n_tokens = {"train": state["train"] + len(train), "val": state["val"] + len(val)}
-        state = {"file": file, "document": document} | n_tokens | counts
+        counts |= {"train": len(train), "val": len(val)}
+        state = {name: state[name] + count for name, count in counts.items()} | {"file": file, "document": document}
         yield train, val, state
         if state["train"] == end:
             return
@@ -213,7 +205,7 @@ def check_replaced(state, settings, folder):
         shutil.rmtree(folder)
         raise Mistake(
             f"source={settings['source']!r}: {state['replaced']:,} characters in {state['bytes']:,} bytes are not "
-            f"{settings.get('encoding') or 'UTF-8'}: give the encoding of its files, as --encoding=cp1251 or latin-1"
+            f"{settings.get('encoding') or 'UTF-8'}: give its encoding, as --encoding=cp1251 or latin-1"
         )
 
 
@@ -229,7 +221,7 @@ def read_all(folder, settings, hub, found, procs):
             shards, state = make_shards(pool, files, size, folder, settings, ahead=4 * procs)
     except BrokenProcessPool as error:
         raise OSError("a worker was killed, for lack of memory? The same command goes on; try --procs=1") from error
-    if found and text_sources.stamps_of(files) != found.stamps:
+    if found and text_sources.stamps_of(found.files) != found.stamps:
         shutil.rmtree(folder)
         raise Mistake(f"source={settings['source']!r} was changed while it was read: run the same command again")
     return shards, state, files[0][0] is not None
@@ -243,37 +235,18 @@ def build(folder, settings, hub, found, procs):
     if not (n_train and n_val):
         shutil.rmtree(folder / SHARDS)
         raise Mistake(
-            f"source={settings['source']!r} gave {n_train:,} train and {n_val:,} val tokens: take more text, another "
-            f"--val_frac than {settings['val_frac']}, or a folder with files or folders named train and val"
+            f"source={settings['source']!r} gave {n_train:,} train and {n_val:,} val tokens: "
+            "take more text, or another --val_frac"
         )
-    if spans["val"][0] != ("val",):
+    if spans["train"][0] == spans["val"][0]:
         print(f"the hash of documents would leave one split empty: validation is the last {n_val:,} tokens instead")
     tokenizer, splits = settings["tokenizer"], {}
     dtype = token_dtype(TOKENIZERS[tokenizer].vocab_size).str
     for split, span in spans.items():
         join(folder / f"{split}.bin", shards, *span)
-        splits[split] = describe(tokenizer, *scan(folder / f"{split}.bin", tokenizer, dtype))
+        splits[split], _ = scan(folder / f"{split}.bin", tokenizer, dtype)
     counts = {"empty_documents": state["empty"], "replaced_characters": state["replaced"]}
     write_meta(folder, settings | counts, dtype, splits)
-
-
-def check_arguments(source, tokenizer, tokens, revision, val_frac, procs, encoding, hub):
-    """Mistake for what is wrong with arguments of `prepare` in themselves."""
-    if tokenizer not in TOKENIZERS:
-        raise Mistake(f"tokenizer={tokenizer!r} is unknown: choose {' or '.join(TOKENIZERS)}")
-    for name, number in (("tokens", tokens), ("procs", procs)):
-        if number is not None and not (isinstance(number, int) and number >= 1):
-            raise Mistake(f"{name}={number}: expected a whole number, at least 1")
-    if not 0 < val_frac < 1:
-        raise Mistake(f"val_frac={val_frac}: expected a share between 0 and 1")
-    if encoding and (hub or source == "stdlib"):
-        raise Mistake(f"encoding={encoding!r}: goes with text files of your own, not with {source}")
-    if revision and not hub:
-        raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
-    try:
-        "".encode(encoding or "utf-8")
-    except (LookupError, ValueError):
-        raise Mistake(f"encoding={encoding!r} is unknown: give one of Python's, such as cp1251 or latin-1") from None
 
 
 def check_settings(folder, settings):
@@ -281,6 +254,24 @@ def check_settings(folder, settings):
     begun = read_settings(folder)
     if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
         raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name")
+
+
+def identify(source, revision, encoding, begun):
+    """((repo, config) of a dataset of the Hub or None, Found of files here or None, revision of the text)."""
+    hub = text_sources.hub_name(source)
+    if not hub:
+        if revision:
+            raise Mistake(f"revision={revision!r}: only datasets of the Hub have revisions, not {source}")
+        found = text_sources.local_files(source)
+        text_sources.tell(source, found)
+        return None, found, text_sources.revision_of(found, begun)
+    if encoding:
+        raise Mistake(f"encoding={encoding!r}: goes with text files of your own, not with {source}")
+    repo, config, pinned = hub
+    revision = revision or pinned or (begun and begun["revision"])
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        revision = text_sources.hub_revision(repo, revision)
+    return (repo, config), None, revision
 
 
 def prepare(
@@ -295,39 +286,22 @@ def prepare(
     procs: int | None = None,
     encoding: str | None = None,
 ) -> Path:
-    """Make a dataset, or go on making it, and return its folder. Arguments as on the command line.
-
-    tokens    stop at exactly so many training tokens, if the source has them
-    revision  of a Hub dataset: commit, branch or tag; None: the pinned one, the one begun with, or the newest
-    val_frac  share of the documents for validation, if the source has no own; None: 0.0005 for the Hub, else 0.02
-    procs     worker processes, beside this one, which reads; None: one per core
-    encoding  of text files without a byte-order mark; None: UTF-8
+    """Make a dataset, or go on making it, and return its folder. Arguments as on the command line, see `run`.
 
     ValueError: something to choose differently, or an unreadable file. OSError: a full disk, no network.
     """
-    hub = text_sources.hub_name(source)
+    label = Path(source).resolve().name if Path(source).exists() else source
+    folder = folder_of(data_dir, name, label, tokenizer)
+    hub, found, revision = identify(source, revision, encoding, read_settings(folder))
     if val_frac is None:
         val_frac = 0.0005 if hub else 0.02
-    check_arguments(source, tokenizer, tokens, revision, val_frac, procs, encoding, hub)
-    label = Path(source).resolve().name if Path(source).exists() else source
-    folder, found = folder_of(data_dir, name, label, tokenizer), None
-    begun = read_settings(folder)
-    if hub:
-        revision = revision or hub[2] or (begun and begun["revision"])
-        if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-            revision = text_sources.hub_revision(hub[0], revision)
-    else:
-        found = text_sources.local_files(source)
-        revision = text_sources.revision_of(found, source, begun)
-        text_sources.tell(source, found)
     settings = {"source": label, "revision": revision, "tokenizer": tokenizer, "tokens_asked": tokens}
     settings |= {"text_field": text_field, "val_frac": val_frac, "encoding": encoding}
-    check_settings(folder, settings)
-    if not (folder / "meta.json").exists():
-        with locked(folder / SHARDS):
-            check_settings(folder, settings)  # again: another process may have been at it
-            if not (folder / "meta.json").exists():
-                build(folder, settings, hub and hub[:2], found, procs or os.cpu_count())
+    is_whole = (folder / "meta.json").exists()
+    with contextlib.nullcontext() if is_whole else locked(folder / SHARDS):
+        check_settings(folder, settings)
+        if not (folder / "meta.json").exists():
+            build(folder, settings, hub, found, procs or os.cpu_count())
     read_meta(folder)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)  # not in `build`: a kill may come between meta.json and here
     return folder
@@ -335,31 +309,24 @@ def prepare(
 
 def token_count(text):
     """Read a number of tokens: 250000, 1e8, 100M, 1.5B."""
-    scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper())
-    try:
-        number = Decimal(text[:-1]) * scale if scale else Decimal(text)
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not (number.is_finite() and 1 <= number <= 10**18 and number == int(number)):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of tokens, such as 250000, 1e8, 100M or 1.5B")
-    return int(number)
+    exponent = {"K": "e3", "M": "e6", "B": "e9"}.get(text[-1:].upper())
+    return whole(least=1)(text[:-1] + exponent if exponent else text)
 
 
 def run(args):
     """The command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("source", nargs="?", default="stdlib", help="as above; default stdlib")
-    parser.add_argument("--tokenizer", default="gpt2", choices=list(TOKENIZERS), help="default gpt2")
-    parser.add_argument(
-        "--tokens", type=token_count, help="stop at so many training tokens: 250000, 1e8, 100M; default all"
-    )
-    parser.add_argument("--data_dir", default="data", help="where the dataset's folder goes; default data")
-    parser.add_argument("--text_field", default="text", help="field or column that holds the text; default text")
-    parser.add_argument("--name", help="of the dataset's folder; default <source>-<tokenizer>")
-    parser.add_argument("--revision", help="commit, branch or tag of a Hub dataset; default the newest, then recorded")
-    parser.add_argument("--val_frac", type=float, help="share of validation; default 0.0005 for the Hub, else 0.02")
-    parser.add_argument("--procs", type=int, help="worker processes; default one per core")
-    parser.add_argument("--encoding", help="of text files without a byte-order mark; default UTF-8")
+    flag = parser.add_argument
+    flag("source", nargs="?", default="stdlib", help="as above; default stdlib")
+    flag("--tokenizer", default="gpt2", choices=list(TOKENIZERS), help="default gpt2")
+    flag("--tokens", type=token_count, help="stop at exactly so many for training: 250000, 1e8, 100M; default all")
+    flag("--data_dir", default="data", help="where the dataset's folder goes; default data")
+    flag("--text_field", default="text", help="field or column that holds the text; default text")
+    flag("--name", help="of the dataset's folder; default <source>-<tokenizer>")
+    flag("--revision", help="commit, branch or tag of a Hub dataset; default the newest, then recorded")
+    flag("--val_frac", type=number(above=0, below=1), help="for validation; default 0.02, of the Hub 0.0005")
+    flag("--procs", type=whole(least=1), help="worker processes, beside this one, which reads; default one per core")
+    flag("--encoding", help="of text files without a byte-order mark; default UTF-8")
     others = parser.add_mutually_exclusive_group()
     others.add_argument("--adopt", metavar="DIR", type=Path, help="write the meta.json of bins made elsewhere")
     others.add_argument("--verify", metavar="DIR", type=Path, help="compare bins with their meta.json, sha256 included")
@@ -369,26 +336,19 @@ def run(args):
         adopt(adopted, args["tokenizer"])
     elif verified:
         verify(verified)
-    folder = adopted or verified or prepare(**args)
+    report(adopted or verified or prepare(**args))
+
+
+def report(folder):
+    """Print what a dataset holds, and how to train on it."""
     meta = read_meta(folder)
     for split, info in meta["splits"].items():
         print(f"{split}: {info['tokens']:,} tokens, {info['documents']:,} documents, {info['bytes']:,} bytes of text")
-    if meta.get("replaced_characters"):
-        print(
-            f"replaced by U+FFFD, as they are not in their file's encoding: {meta['replaced_characters']:,} characters"
-        )
+    if replaced := meta.get("replaced_characters"):
+        print(f"replaced by U+FFFD, as they are not in their file's encoding: {replaced:,} characters")
     name, data_dir = folder.resolve().name, folder.parent if folder.name else folder.resolve().parent
     print(f"{folder} is whole: python train.py --dataset={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}")
 
 
-def stoppable(args):
-    """As `run`, and Ctrl-C ends it with one line, too."""
-    try:
-        run(args)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main(lambda: stoppable(sys.argv[1:]))
+    main(lambda: run(sys.argv[1:]))

@@ -5,14 +5,12 @@
         ...
 
 A file is (split or None, path), or (split or None, rows streamed from the Hub). Every file of a folder is used, or is
-named with the reason; folders behind links, too, each folder once. Upper and lower case are the same in endings and
-names of splits.
+named with the reason; folders behind links, too, each folder once. Upper and lower case are the same.
 
-Validation text is what stands in files or folders named val, valid, validation, dev or eval, as in val.txt, Dev/a.txt
-and validation-00000.parquet; with more words around it, as in wiki.valid.txt, only beside a train of the same form
-(wiki.train.txt). Files named test are left out. Neither is ever trained on. All other files are training text; but
-where those named train hold most of it, the others are left out (a README.txt). Where nothing but held-out text would
-be left, names mean nothing.
+Files and folders named val, valid, validation, dev or eval are validation text, those named test are left out: val.txt,
+Dev/a.txt, test-00000.parquet. Such a name may have words around it, as wiki.valid.txt, if there is a wiki.train.txt.
+All other files are trained on; but where text is held out and files named train hold more than the rest, only these.
+Where all files would be held out, their names mean nothing.
 """
 
 import codecs
@@ -31,11 +29,10 @@ from checkpoint import hash_stream
 from config import Mistake
 
 HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
-PYTHON = (".py",)
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
-SPLITS |= {"test": "test"}
-SPLIT_WORD = re.compile(rf"(?:^|(?<=[-_.]))({'|'.join(SPLITS)})(?=[-_.]|$)", re.IGNORECASE)
+SPLITS = dict.fromkeys(["val", "valid", "validation", "dev", "eval"], "val") | {"train": "train", "test": "test"}
+WORD = re.compile(rf"(?:^|(?<=[-_./]))({'|'.join(SPLITS)})(?=[-_./]|$)", re.IGNORECASE)  # in a path, names a split
+ALONE = re.compile(rf"(?:^|(?<=/))({'|'.join(SPLITS)})(?=[./]|[-_]\d|$)", re.IGNORECASE)  # without other words
 CHUNK_CHARS = 1 << 18  # text sent to a worker at once: 50 ms of work, next to which its way there and back is nothing
 TEXT_CHARS = 1 << 20  # of a text file in one document: with more, memory grows, and a single file could not be split
 MARKS = {  # byte-order marks; that of UTF-32 begins with that of UTF-16
@@ -53,121 +50,120 @@ class Found(NamedTuple):
     files: list  # of (split or None, path), in the order of reading
     size: int | None  # bytes of text; None if they are packed
     revision: str  # which text it is: number, bytes, and a hash of all names, splits and contents
-    left_out: dict  # {reason: names}
+    earlier: str  # what code called it that knew a text by the names and sizes of all its files
+    plain: bool  # whether that code read the same files in the same order
+    left_out: dict  # {name: reason}
     stamps: list  # sizes and times of the files, to see whether they change meanwhile
+
+
+def list_python(root):
+    """Names of the files of the standard library, in whatever folders can be read."""
+    names = []
+    for folder, subfolders, inside in os.walk(root):
+        subfolders[:] = {*subfolders} - {"site-packages", "dist-packages"}  # another text on every machine
+        names += [Path(folder, name).relative_to(root).as_posix() for name in inside if name.endswith(".py")]
+    return sorted(names)
 
 
 def walk(root):
     """Names of all files below a folder, relative to it. Links are followed, each folder is visited once."""
-    names, seen, tops = [], set(), [Path(root)]
+    names, seen = [], set()
 
     def stop(error):  # else os.walk leaves out in silence what it may not read
         raise error
 
-    for top in tops:  # those behind links come after all others, which keep their own names
-        for folder, subfolders, inside in os.walk(top, onerror=stop):
-            subfolders.sort()
-            if (real := os.path.realpath(folder)) in seen:
-                subfolders.clear()
-                continue
-            seen.add(real)
-            names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
-            tops += [Path(folder, name) for name in subfolders if Path(folder, name).is_symlink()]
+    for folder, subfolders, inside in os.walk(root, onerror=stop, followlinks=True):
+        subfolders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # own names come first
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        names += [Path(folder, name).relative_to(root).as_posix() for name in inside]
     return sorted(names)
 
 
-def list_plainly(root, endings):
-    """Names of the files below a folder, not behind links, that end so; those of the standard library."""
-    names = []
-    for folder, subfolders, inside in os.walk(root):
-        if endings == PYTHON:  # what is installed beside it is another text on every machine
-            subfolders[:] = {*subfolders} - {"site-packages", "dist-packages"}
-        names += [Path(folder, name).relative_to(root).as_posix() for name in inside if name.endswith(endings)]
-    return sorted(names)
-
-
-def unfit(path, name):
+def unfit(root, name):
     """Why a file below a folder cannot be used; None if it can."""
     if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
         return "it is hidden"
-    if not path.is_file():
+    if not (root / name).is_file():
         return "it is a broken link, or no plain file"
     if not name.lower().endswith(ENDINGS):
-        last = Path(name).suffixes[-2 if path.suffix.lower() in (".gz", ".zst", ".bz2", ".xz", ".zip") else -1 :]
-        return f"{''.join(last) or 'no ending'} is not read"
+        return f"it does not end in {' '.join(ENDINGS)}"
+    return None
 
 
-def splits_of(names):
-    """{name: "train", "val", "test" or None} by what the names say, all of which are looked at together."""
-    words = {}  # {name: [(what stands before the word, split, whether no other word follows in this part of the path)]}
-    for name in names:
-        parts = name.split("/")
-        words[name] = [
-            ("/".join([*parts[:i], part[: match.start()]]), SPLITS[match[1].lower()], is_alone(part, match))
-            for i, part in enumerate(parts)
-            for match in SPLIT_WORD.finditer(part)
-        ]
-    trained = {before for found in words.values() for before, split, _ in found if split == "train"}
-    return {
-        name: next((split for before, split, alone in found if alone or before in trained), None)
-        for name, found in words.items()
-    }
-
-
-def is_alone(part, match):
-    """Whether a part of a path, as val.txt or validation-00000-of-00001.parquet, names a split and nothing else."""
-    return match.start() == 0 and re.match(r"$|\.|[-_]\d", part[match.end() :]) is not None
+def split_of(name, trained):
+    """The split that a path names; `trained` is what stands before the word in all paths that name train."""
+    for match in WORD.finditer(name):
+        if ALONE.match(name, match.start()) or name[: match.start()] in trained:
+            return SPLITS[match[1].lower()]
+    return None
 
 
 def choose(sizes):
-    """{name: size} of a folder's text files -> ([(split or None, name)], {reason: names}); the module says how."""
-    named = splits_of(sizes)
-    by_split = {split: [name for name in sizes if named[name] == split] for split in ("train", "val", "test", None)}
-    if not (by_split["train"] or by_split[None]):
+    """{name: size} of text files -> ([(split or None, name)] in the order of reading, {name left out: reason})."""
+    trained = {name[: match.start()] for name in sizes for match in WORD.finditer(name) if match[1].lower() == "train"}
+    named = {"train": [], "val": [], "test": [], None: []}
+    for name in sizes:
+        named[split_of(name, trained)].append(name)
+    train, other = named["train"], named[None]
+    if not (train or other):
         return [(None, name) for name in sizes], {}
-    held_out, left_out = by_split["val"] + by_split["test"], {}
-    if by_split["test"]:
-        left_out["it is a test split"] = by_split["test"]
-    train_size, other_size = (sum(sizes[name] for name in by_split[split]) for split in ("train", None))
-    if held_out and train_size > other_size and by_split[None]:
-        left_out["files named train are beside it, and hold more"] = by_split[None]
-        by_split[None] = []
-    train = sorted(by_split["train"] + by_split[None])
-    if by_split["val"]:
-        return [("val", name) for name in by_split["val"]] + [("train", name) for name in train], left_out
-    return [(None, name) for name in train], left_out
+    left_out = dict.fromkeys(named["test"], "it is a test split")
+    held_out = named["val"] or named["test"]
+    if held_out and sum(sizes[name] for name in train) > sum(sizes[name] for name in other):
+        left_out |= dict.fromkeys(other, "files named train are beside it, and hold more")
+        other = []
+    own = "train" if named["val"] else None
+    return [("val", name) for name in named["val"]] + [(own, name) for name in sorted(train + other)], left_out
+
+
+def find(source):
+    """(root, {name: size} of its text files, those to read as of `choose`, {name left out: reason})."""
+    root, unread = Path(source), {}
+    if source == "stdlib":
+        root = Path(sysconfig.get_path("stdlib"))
+        names = list_python(root)
+    elif root.is_file():
+        root, names = root.parent, [root.name] if root.name.lower().endswith(ENDINGS) else []
+    else:
+        reasons = {name: unfit(root, name) for name in walk(root)}
+        names = [name for name, reason in reasons.items() if not reason]
+        unread = {name: reason for name, reason in reasons.items() if reason}
+    if not names:
+        there = f"; there: {', '.join([*unread][:5])}" if unread else ""
+        raise Mistake(f"source={source!r}: no file there ends in {' '.join(ENDINGS)}{there}")
+    sizes = {name: (root / name).stat().st_size for name in names}
+    if source == "stdlib":
+        return root, sizes, [(None, name) for name in names], {}
+    files, left_out = choose(sizes)
+    return root, sizes, files, left_out | unread
 
 
 def local_files(source):
     """What there is to read of "stdlib", a file or a folder: Found. Reads all of it, to know it: 0.3 s a GB or more."""
-    stdlib = source == "stdlib"
-    root, left_out = Path(sysconfig.get_path("stdlib") if stdlib else source), {}
-    if stdlib:
-        files = [(None, name) for name in list_plainly(root, PYTHON)]
-    elif root.is_file():
-        if not root.name.lower().endswith(ENDINGS):
-            raise Mistake(f"source={source!r}: its name does not end in {' '.join(ENDINGS)}")
-        root, files = root.parent, [(None, root.name)]
-    else:
-        fits = {name: unfit(root / name, name) for name in walk(root)}
-        files, left_out = choose({name: (root / name).stat().st_size for name, why in fits.items() if why is None})
-        for name, why in fits.items():
-            left_out.setdefault(why, []).append(name)
-        left_out.pop(None, None)
-        if not files:
-            there = f"; there: {', '.join(sorted({Path(name).name for name in fits})[:5])}" if fits else ""
-            raise Mistake(f"source={source!r}: no file there ends in {' '.join(ENDINGS)}{there}")
+    root, sizes, files, left_out = find(source)
     paths = [(split, root / name) for split, name in files]
     stamps = stamps_of(paths)
     with ThreadPoolExecutor() as pool:  # hashing leaves Python to the others
         hashes = list(pool.map(hash_file, [path for _, path in paths]))
-    content = hashlib.sha256(json.dumps([files, hashes]).encode()).hexdigest()[:16]
     n_bytes = sum(size for size, _ in stamps)
-    revision = f"{len(files)} files, {n_bytes} bytes, contents {content}"
-    if stdlib:
-        revision = f"Python {platform.python_version()}, {revision}"
+    contents = hashlib.sha256(json.dumps([files, hashes]).encode()).hexdigest()[:16]
+    names_and_sizes = json.dumps([[*sizes], [*sizes.values()]]).encode()
+    state = hashlib.blake2b(names_and_sizes, digest_size=8).hexdigest()
+    python = f"Python {platform.python_version()}, " if source == "stdlib" else ""
     packed = any(path.suffix.lower() in (".gz", ".zst", ".parquet") for _, path in paths)
-    return Found(paths, None if packed else n_bytes, revision, left_out, stamps)
+    return Found(
+        files=paths,
+        size=None if packed else n_bytes,
+        revision=f"{python}{len(files)} files, {n_bytes} bytes, contents {contents}",
+        earlier=f"{python}{len(sizes)} files, {sum(sizes.values())} bytes, {state}",
+        plain=files == [(None, name) for name in sizes],
+        left_out=left_out,
+        stamps=stamps,
+    )
 
 
 def hash_file(path):
@@ -176,43 +172,27 @@ def hash_file(path):
 
 
 def stamps_of(files):
-    """[(bytes, time of the last change)] of files; none of rows from the Hub."""
-    stats = [path.stat() for _, path in files if isinstance(path, Path)]
+    """[(bytes, time of the last change)]"""
+    stats = [path.stat() for _, path in files]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
-def earlier_revision(source):
-    """(revision, paths) as they were before contents were hashed, to know again the datasets that were made then."""
-    stdlib = source == "stdlib"
-    root = Path(sysconfig.get_path("stdlib") if stdlib else source)
-    names = [root.name] if root.is_file() else list_plainly(root, PYTHON if stdlib else ENDINGS)
-    paths = [(root.parent if root.is_file() else root) / name for name in names]
-    sizes = [path.stat().st_size for path in paths if path.exists()]
-    state = hashlib.blake2b(json.dumps([names, sizes]).encode(), digest_size=8).hexdigest()
-    python = f"Python {platform.python_version()}, " if stdlib else ""
-    return f"{python}{len(names)} files, {sum(sizes)} bytes, {state}", paths
-
-
-def revision_of(found, source, begun):
-    """Which text it is. A dataset made when contents were not looked at keeps its word for names and sizes."""
-    if begun and begun.get("revision") != found.revision:
-        earlier, paths = earlier_revision(source)
-        reads_the_same = found.files == [(None, path) for path in paths]
-        if begun.get("revision") == earlier and ("splits" in begun or reads_the_same):
-            return earlier
+def revision_of(found, begun):
+    """Which text it is, for a dataset that may be `begun`: what earlier code called it keeps that word."""
+    if begun and begun.get("revision") == found.earlier and (found.plain or "splits" in begun):  # splits: it is whole
+        return found.earlier
     return found.revision
 
 
 def tell(source, found):
     """Say how many files are read, and which are not, and why."""
-    n_val, n_left = sum(split == "val" for split, _ in found.files), sum(map(len, found.left_out.values()))
+    n_val = sum(split == "val" for split, _ in found.files)
     how = f", {n_val} of them for validation" if n_val else ""
-    print(f"{source}: {len(found.files)} of {len(found.files) + n_left} files are used{how}")
-    for why, names in found.left_out.items():
-        shown = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-        print(f"  left out, as {why}: {len(names)}, {shown}")
-    if any(why.endswith("is not read") for why in found.left_out):
-        print(f"  read are {' '.join(ENDINGS)}: convert the others; JSON lines need another name only")
+    print(f"{source}: {len(found.files)} of {len(found.files) + len(found.left_out)} files are used{how}")
+    for why in dict.fromkeys(found.left_out.values()):
+        names = [name for name, reason in found.left_out.items() if reason == why]
+        more = ", ..." if len(names) > 5 else ""
+        print(f"  left out, as {why}: {len(names)}, {', '.join(map(repr, names[:5]))}{more}")
 
 
 def hub_name(source):
@@ -223,8 +203,8 @@ def hub_name(source):
     repo, commit = HUB_NAMES.get(repo, (repo, None))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Mistake(
-            f"source={source!r} is unknown: give stdlib, {', '.join(HUB_NAMES)}, owner/name or owner/name:config for a "
-            f"dataset of the Hub, or a file or folder that exists, with {' '.join(ENDINGS)}"
+            f"source={source!r} is unknown: give a file or folder that exists, with {' '.join(ENDINGS)}, or stdlib, "
+            f"{', '.join(HUB_NAMES)}, or owner/name or owner/name:config of a dataset of the Hub"
         )
     return repo, config or None, commit
 
@@ -237,9 +217,8 @@ def hub_revision(repo, revision=None):
         return huggingface_hub.HfApi().dataset_info(repo, revision=revision, timeout=10).sha
     except Exception as error:  # each version of the client raises those of another HTTP library
         raise OSError(
-            f"cannot get {repo} from the Hugging Face Hub: {error}. Without a network here, run `hf download {repo} "
-            f"--repo-type=dataset --revision={revision or 'main'} --local-dir=DIR` elsewhere and give a copy of DIR as "
-            "the source; or use stdlib, or files of your own"
+            f"cannot get {repo} from the Hugging Face Hub: {error}. Elsewhere, `hf download {repo} --repo-type=dataset "
+            f"--revision={revision or 'main'} --local-dir=DIR`, and give a copy of DIR here; or take stdlib"
         ) from error
 
 
@@ -260,13 +239,12 @@ def hub_files(repo, config, revision):
     splits = builder.as_streaming_dataset()
     if "train" not in splits:
         raise Mistake(f"{repo} has no split named train, only {', '.join(splits)}")
+    used = {"validation": "val", "train": "train"} if "validation" in splits else {"train": None}
     files = []
-    for name, split in [("validation", "val"), ("train", "train")]:
-        n_files = splits[name].num_shards if name in splits else 0
+    for name, split in used.items():
+        n_files = splits[name].num_shards
         files += [(split, splits[name].shard(num_shards=n_files, index=i)) for i in range(n_files)]
-    if "validation" not in splits:
-        files = [(None, file) for _, file in files]
-    if others := [name for name in splits if name not in ("train", "validation")]:
+    if others := [name for name in splits if name not in used]:
         print(f"left out, splits of other names: {', '.join(others)}")
     return files, builder.info.splits["train"].num_bytes if builder.info.splits else None
 
@@ -304,22 +282,21 @@ def open_text(path, encoding, newline):
 def json_rows(path, encoding):
     """Yield the rows of .jsonl, .jsonl.gz or .jsonl.zst."""
     with open_text(path, encoding, newline="\n") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
+        yield from map(json.loads, filter(str.strip, lines))
 
 
 def documents(file, text_field, encoding=None):
     """Yield the texts of a file one by one, None or "" where there is none; UNDECODED is in place of what is none."""
-    if isinstance(file, Path) and file.suffix.lower() in (".py", ".txt"):
+    kind = file.suffix.lower() if isinstance(file, Path) else "rows"
+    if kind in (".py", ".txt"):
         with open_text(file, encoding, newline="") as text:
             pieces = iter(lambda: text.read(TEXT_CHARS) + text.readline(TEXT_CHARS), "")
             yield next(pieces, None)
             yield from pieces
         return
-    if not isinstance(file, Path):
+    if kind == "rows":
         rows = file
-    elif file.suffix.lower() == ".parquet":
+    elif kind == ".parquet":
         rows = parquet_rows(file, text_field)
     else:
         rows = json_rows(file, encoding)

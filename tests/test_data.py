@@ -298,7 +298,7 @@ STRAY = np.where(np.arange(5000) == 123, 50_257, 0)  # GPT-2's tokens end at 50,
         (remake(val=1), val(), ["val.bin", "1 tokens"]),
         (remake(), val(1000), ["eval_tokens=1,000", "999", "0 takes all"]),
         (remake(), lambda folder: open_bin(folder, "test"), ["'test'", "train, val"]),
-        (remake("e", tokenizer="bytes"), train("d,e"), ["one tokenizer", "gpt2 and bytes"]),
+        (remake("e", tokenizer="bytes"), train("d,e"), ["one tokenizer", "gpt2 (d) and bytes (e)"]),
     ],
 )
 def test_refusals(damage, read, parts, tmp_path):

@@ -296,7 +296,7 @@ def write_texts(folder, *names, text="{} has a text of its own. "):
 
 
 def used(folder, *names):
-    """({names of training files}, {of validation files}, {reason: names}) of a folder of these files."""
+    """({names of training files}, {of validation files}, {name left out: reason}) of a folder of these files."""
     found = text_sources.local_files(write_texts(folder, *names))
     sides = {None: set(), "train": set(), "val": set()}
     for split, path in found.files:
@@ -328,14 +328,14 @@ BOOKS = {"a.txt", "book-2.txt", "c/d.TXT"}
 def test_held_out_text_is_never_trained_on_and_all_other_is(tmp_path, names, val, left_out):
     train, found_val, found_left_out = used(tmp_path, *BOOKS, *names)
     assert (train, found_val) == ((BOOKS | names) - val - left_out, val)
-    assert {name for names in found_left_out.values() for name in names} == left_out
+    assert found_left_out.keys() == left_out
 
 
 def test_files_beside_the_training_split_are_left_out_if_they_are_less(tmp_path):
     write_texts(tmp_path, "train-0.txt", "train-1.txt", text="{} " + "x" * 1000)
     train, val, left_out = used(tmp_path, "README.txt", "val.txt", "test.txt")
     assert (train, val) == ({"train-0.txt", "train-1.txt"}, {"val.txt"})
-    assert sorted(left_out.values()) == [["README.txt"], ["test.txt"]]
+    assert sorted(left_out) == ["README.txt", "test.txt"] and "hold more" in left_out["README.txt"]
     assert used(tmp_path / "only", "test.txt", "val.txt") == ({"test.txt", "val.txt"}, set(), {})
     found = text_sources.local_files(str(tmp_path / "only" / "test.txt"))  # who names it wants it
     assert found.files == [(None, tmp_path / "only" / "test.txt")]
@@ -348,13 +348,11 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     os.mkfifo(tmp_path / "in" / "pipe.txt")
     prepare(str(tmp_path / "in"), "bytes", data_dir=tmp_path, procs=1)
     said = capsys.readouterr().out
-    assert "in: 32 of 40 files are used" in said and "convert the others" in said
+    assert "in: 32 of 40 files are used\n" in said
     for line in [
         "it is hidden: 2, '._a.txt', '.cache/x.txt'",
         "it is a broken link, or no plain file: 2, 'gone.txt', 'pipe.txt'",
-        ".json.gz is not read: 1, 'c.json.gz'",
-        ".md is not read: 1, 'd.md'",
-        "no ending is not read: 1, 'e'",
+        "it does not end in .txt .jsonl .jsonl.gz .jsonl.zst .parquet: 3, 'c.json.gz', 'd.md', 'e'",
         "it is a test split: 1, 'test.txt'",
     ]:
         assert f"  left out, as {line}\n" in said
@@ -412,7 +410,7 @@ def test_a_small_part_has_two_splits_too(tmp_path, monkeypatch):
         folder = prepare(source, "bytes", tokens=n, data_dir=tmp_path, name=name, procs=1)
         return [data.open_bin(folder, split)[0] for split in ("train", "val")]
 
-    stream = np.concatenate([np.append(bins.encode_bytes(text), 256) for text in texts])
+    stream = np.concatenate([np.append(bins.encoder("bytes")(text), 256) for text in texts])
     for n in (10_000, 10_050):
         train, val = part(n, f"{n}")
         assert train.size == n and val.size == round(0.02 * n)
@@ -480,6 +478,10 @@ def test_text_in_another_encoding_is_refused_with_the_remedy(tmp_path, encoding)
     assert (meta["encoding"], meta["replaced_characters"]) == (encoding, 0)
     with pytest.raises(ValueError, match=f"encoding={encoding}, not None"):
         prepare(**kwargs)
+    for unknown in ("utf-7.5", "zip"):
+        with pytest.raises(Mistake, match=f"0.txt.* {unknown}|0.txt.*'{unknown}'"):
+            prepare(**kwargs, name="unknown", encoding=unknown)
+    assert not (tmp_path / "unknown").exists()
 
 
 def test_replaced_characters_are_counted_and_shown(tmp_path, capsys):
@@ -528,7 +530,7 @@ def test_numbers_of_tokens():
     given = ["250000", "1e8", "100M", "1.5B", "10k"]
     assert [prepare_data.token_count(text) for text in given] == [250_000, 10**8, 10**8, 15 * 10**8, 10_000]
     for text in ["", "M", "many", "inf", "-5", "nan", "1.5", "0", "1e400", "1e999999999", "nanK", "infB"]:
-        with pytest.raises(ValueError, match="--tokens: '.*': expected a number of tokens"):
+        with pytest.raises(ValueError, match="--tokens='.*': expected whole number at least 1"):
             prepare_data.run([f"--tokens={text}"])
 
 
@@ -686,16 +688,6 @@ def test_a_killed_worker_ends_the_run(tmp_path, monkeypatch):
         prepare_data.run([source, "--tokenizer=bytes", f"--data_dir={tmp_path}", "--procs=2"])
 
 
-def test_ctrl_c_is_one_line(tmp_path, monkeypatch, capsys):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(prepare_data, "prepare", lambda **kwargs: stop())
-    with pytest.raises(SystemExit) as ended:
-        main(lambda: prepare_data.stoppable([]))
-    assert ended.value.code == 130 and capsys.readouterr().err == "stopped; the same command goes on\n"
-
-
 def test_reading_keeps_little_ahead_of_the_workers():
     class Pool:
         def submit(self, function, *args):
@@ -802,6 +794,15 @@ def test_datasets_made_when_contents_were_not_looked_at_are_still_known(tmp_path
         prepare(source, **kwargs)
 
 
+def test_half_of_a_dataset_of_then_goes_on_if_the_same_files_are_read(tmp_path):
+    plain = text_sources.local_files(write_texts(tmp_path / "plain", "a.txt", "b.txt"))
+    split = text_sources.local_files(write_texts(tmp_path / "split", "a.txt", "train.txt", "val.txt"))
+    for found, half in [(plain, plain.earlier), (split, split.revision)]:
+        assert text_sources.revision_of(found, {"revision": found.earlier}) == half
+        assert text_sources.revision_of(found, {"revision": found.earlier, "splits": {}}) == found.earlier
+        assert text_sources.revision_of(found, None) == found.revision
+
+
 def test_one_process_at_a_time_makes_a_dataset(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "in" / "a.jsonl", some_texts(3000))
     kwargs = {"source": str(tmp_path / "in"), "data_dir": tmp_path, "name": "x", "val_frac": 0.1, "procs": 1}
@@ -903,9 +904,9 @@ def test_adopted_bins_are_taken_for_what_they_are(tmp_path, capsys):
             (ids.astype("<i8"), "int64.*astype"),
             (ids[:0], "0 tokens"),
             (ids[:1], "1 tokens"),
-            (ids % 65, "the largest of .* is 64"),
-            (text.encode("ascii", "ignore"), "plain text"),
-            (array.read_bytes(), "numpy's own format"),
+            (ids % 65, "largest token is 64"),
+            (text.encode("ascii", "ignore"), "is text, or"),
+            (array.read_bytes(), "header as of numpy"),
             (np.array([20240520, 1, ids.size], "<i4").tobytes() + ids.tobytes(), "llm.c"),
         ]
     ):
@@ -956,35 +957,33 @@ def test_a_damaged_meta_json_is_one_line(tmp_path, damage):
 
 
 def test_unknown_options_say_what_is_possible(tmp_path):
-    for kwargs, words in [
-        ({"source": "stdlob"}, ["stdlib", "slimpajama-6b", "owner/name", ".jsonl.zst"]),
-        ({"source": "no/such/file.txt"}, ["is unknown", ".parquet"]),
-        ({"tokenizer": "gpt4"}, ["gpt4", "gpt2 or bytes"]),
-        ({"tokens": 0}, ["tokens=0"]),
-        ({"val_frac": 1.5}, ["val_frac=1.5"]),
-        ({"source": str(tmp_path)}, ["no file there ends in", ".jsonl"]),
-        ({"revision": "main"}, ["revision='main'", "Hub"]),
-        ({"name": "."}, ["name='.'", "within data_dir"]),
-        ({"name": "a:b"}, ["name='a:b'", "letters, digits"]),
-        ({"name": "a,b"}, ["name='a,b'"]),
-        ({"name": "a b"}, ["name='a b'"]),
-        ({"name": "a@b"}, ["name='a@b'"]),
-        ({"name": "sub/a?"}, ["name='sub/a?'"]),
-        ({"name": "dot."}, ["name='dot.'"]),
-        ({"tokens": float("nan")}, ["tokens=nan", "whole number"]),
-        ({"tokens": 1.5}, ["tokens=1.5", "whole number"]),
-        ({"procs": 0}, ["procs=0", "at least 1"]),
-        ({"procs": -1}, ["procs=-1", "at least 1"]),
-        ({"val_frac": float("nan")}, ["val_frac=nan"]),
-        ({"val_frac": 0}, ["val_frac=0"]),
-        ({"encoding": "latin-1"}, ["encoding='latin-1'", "not with stdlib"]),
-        ({"source": __file__, "encoding": "utf-7.5"}, ["encoding='utf-7.5'", "cp1251"]),
-        ({"source": __file__, "encoding": "zip"}, ["encoding='zip'"]),
-        ({"name": "../x"}, ["name='../x'", "within data_dir"]),
-        ({"name": f"{tmp_path}-x"}, [f"name='{tmp_path}-x'", "within data_dir"]),
+    for args, words in [
+        (["stdlob"], ["stdlib", "slimpajama-6b", "owner/name", ".jsonl.zst"]),
+        (["no/such/file.txt"], ["is unknown", ".parquet"]),
+        (["--tokenizer=gpt4"], ["gpt4", "gpt2", "bytes"]),
+        (["--tokens=0"], ["--tokens='0'", "whole number"]),
+        (["--val_frac=1.5"], ["--val_frac='1.5'", "above 0 and below 1"]),
+        ([str(tmp_path)], ["no file there ends in", ".jsonl"]),
+        (["--revision=main"], ["revision='main'", "Hub"]),
+        (["--name=."], ["name='.'", "within data_dir"]),
+        (["--name=a:b"], ["name='a:b'", "letters, digits"]),
+        (["--name=a,b"], ["name='a,b'"]),
+        (["--name=a b"], ["name='a b'"]),
+        (["--name=a@b"], ["name='a@b'"]),
+        (["--name=sub/a?"], ["name='sub/a?'"]),
+        (["--name=dot."], ["name='dot.'"]),
+        (["--tokens=nan"], ["--tokens='nan'", "whole number"]),
+        (["--tokens=1.5"], ["--tokens='1.5'", "whole number"]),
+        (["--procs=0"], ["--procs='0'", "at least 1"]),
+        (["--procs=-1"], ["--procs='-1'", "at least 1"]),
+        (["--val_frac=nan"], ["--val_frac='nan'"]),
+        (["--val_frac=0"], ["--val_frac='0'"]),
+        (["owner/name", "--encoding=latin-1"], ["encoding='latin-1'", "not with owner/name"]),
+        (["--name=../x"], ["name='../x'", "within data_dir"]),
+        ([f"--name={tmp_path}-x"], [f"name='{tmp_path}-x'", "within data_dir"]),
     ]:
         with pytest.raises(ValueError) as error:
-            prepare(data_dir=tmp_path, **kwargs)
+            prepare_data.run([*args, f"--data_dir={tmp_path}"])
         assert all(word in str(error.value) for word in words), error.value
     assert not list(tmp_path.iterdir()) and not tmp_path.with_name("x").exists()
 

@@ -367,7 +367,7 @@ def test_more_ranks_than_gpus(run, tmp_path, monkeypatch):
         (dict(device="cuda"), "no CUDA device"),
         (dict(total_steps=0), "total_steps=0"),
         (dict(stop_at=0), "stop_at=0"),
-        (dict(val_dataset="words"), "val_dataset='words' has another tokenizer"),
+        (dict(val_dataset="words"), "one tokenizer, not bytes (text) and words (words)"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
