@@ -426,7 +426,9 @@ def run(args=None):
         print_commands(waiting, launch)
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // args.jobs)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // args.jobs)))
+    if not threads.isdigit():
+        raise Mistake(f"OMP_NUM_THREADS={threads!r}: expected how many threads a run has, such as 1")
     show_plan(roots)
     if not args.plan:
         for config in runs.values():
