@@ -480,26 +480,28 @@ def test_signal_at_any_moment_saves_the_last_finished_step(lab, whole, number, s
 @pytest.mark.parametrize("signals", [5, pytest.param(30, marks=long)])
 def test_signals_at_random_times(lab, whole, signals):
     """Only they save: what one run finished, the next one goes on behind. Before step 0 there is nothing to save."""
-    rng, seconds, saved = random.Random(0), [], 0
-    for i in range(signals):
-        name = f"{i // 3}"
+    rng, seconds, saved, latest = random.Random(0), [], 0, whole.seconds
+    while len(seconds) < signals or not saved and len(seconds) < 50:
+        name = f"{len(seconds) // 3}"
         (process,) = lab.start(name, save_every=0)
-        wait_for(process, rng.uniform(0, whole.seconds))
+        wait_for(process, rng.uniform(0, latest))
         before, sent = lab.step(name), time.monotonic()
-        os.kill(process.pid, signal.SIGTERM) if process.is_alive() else None
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGTERM)
+        else:
+            latest *= 0.8  # it took less than the one that was timed
         code = ends([process])
         seconds.append(time.monotonic() - sent)
         assert code in (0, 143, -signal.SIGTERM), lab.said(name)
         shown = [line.split()[1] for line in lab.said(name).splitlines() if line.startswith("step") and "loss" in line]
         assert lab.step(name) >= max([before, *(int(step) for step in shown)]), lab.said(name)
         saved += code == 143
-    for name in {f"{i // 3}" for i in range(signals)}:
+    for name in {f"{i // 3}" for i in range(len(seconds))}:
         assert lab.run(name, save_every=1) == 0
         assert_whole(lab, name, whole)
     assert max(seconds) < 5 and saved > 0
-    print(
-        f"\n{signals} SIGTERMs at random times: {saved} in the loop, all ended within {max(seconds):.1f} s, none lost"
-    )
+    within = f"all ended within {max(seconds):.1f} s, none lost"
+    print(f"\n{len(seconds)} SIGTERMs at random times: {saved} in the loop, {within}")
 
 
 def stuck(*args, **kwargs):
