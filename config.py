@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-MACHINE = "ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOLCK EFBIG EMFILE ENFILE ENOMEM ESTALE ENOTCONN".split()
+MACHINE = "ENOSPC EDQUOT EACCES EPERM EROFS EIO ENOLCK EFBIG EMFILE ENFILE ENOMEM ENAMETOOLONG ESTALE".split()
 MACHINE = {getattr(errno, name, None) for name in MACHINE} - {None}  # its faults: a full disk, a missing right, ...
 ALIASES = {  # what others call it, to say what it is called here
     "learning_rate": "lr",

@@ -26,7 +26,7 @@ from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, parse_mix, read_meta
 from model import Shape
-from tracking import lines_up_to
+from tracking import lines_up_to, read_json
 from train import Config, check, every, make_schedule, train
 
 TRIAL_FLOPS, TRIAL_STEPS = 1e11, (4, 20)  # of a trial that shows what a model costs: a second or two on a CPU
@@ -41,12 +41,16 @@ def read_study(path, flags=()):
     """(name of the study, {run's name: Config}) of a config file and --key=value flags, which win over it."""
     values, lines = run_file(path)
     study = values.pop("name", Path(path).stem)
+    if not isinstance(study, str) or not study:
+        raise Mistake(f"{path}: name={study!r}: expected one name, for the study")
     start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
     if taken := [name for name in NOT_FOR_A_STUDY if name in start]:
         raise Mistake(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
     grids = values.pop("grids", [{}])
-    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
-        raise Mistake(f"{path}:{lines['grids']}: grids={grids!r}: expected a list of dicts, one for each grid")
+    are_grids = isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids)
+    if not are_grids or not all(isinstance(option, str) for grid in grids for option in grid):
+        where = f"{path}:{lines.get('grids', '?')}"
+        raise Mistake(f"{where}: grids={grids!r}: expected a list of dicts of options, one for each grid")
 
     def axis(name, value, where):
         """The checked values that one option takes."""
@@ -59,7 +63,9 @@ def read_study(path, flags=()):
     common = {name: axis(name, v, f"{path}:{lines.get(name, '?')}: {name}") for name, v in values.items()}
     fixed = {}
     for flag in flags:
-        name, _, value = flag[2:].partition("=")
+        name, equals, value = flag[2:].partition("=")
+        if not equals:
+            raise Mistake(f"{flag}: write a value behind it, as in {flag}=VALUE")
         fixed[name] = parse(Config, name, value, f"--{name}", text=True)
         axis(name, fixed[name], f"--{name}")
     chosen = []  # {option: value} of each run, without what all start from
@@ -109,7 +115,7 @@ def check_folder(folder, runs, path):
     for file in sorted(folder.rglob("config.json")):
         if folder / "shared" in file.parents:
             continue
-        there, config = json.loads(file.read_text()), planned.get(file.parent)
+        there, config = read_json(file), planned.get(file.parent)
         if config is None:
             raise Mistake(
                 f"{folder} belongs to another study: {path} has no run {file.parent.relative_to(folder)}; "
@@ -232,8 +238,10 @@ def shared_already(study, config):
     """
     found = {}
     for file in sorted((Path(config.out_dir) / study / "shared").glob("*/config.json")):
-        there = Config(**from_record(Config, json.loads(file.read_text()), file, warn=False))
-        found[group_of(there), factors_of(schedule_only(there))[: there.stop_at].tobytes()] = there.name
+        there = Config(**from_record(Config, read_json(file), file, warn=False))
+        found[group_of(there), factors_of(schedule_only(there))[: there.stop_at].tobytes()] = (
+            f"{study}/shared/{file.parent.name}"
+        )
     return found
 
 

@@ -242,7 +242,11 @@ class Jobs:
                 workers = [self.worker(slot) for slot in range(self.n)]
                 for worker in workers:
                     worker.start("trial", Path(folder) / "output.txt", flags_of(tried))
-                answers = [worker.answer() for worker in workers]
+                try:
+                    answers = [worker.answer() for worker in workers]
+                except KeyboardInterrupt:  # they would save into the folder when it is gone
+                    self.stop()
+                    raise
                 if None in answers:
                     raise Mistake(f"a trial failed: {last_line(Path(folder) / 'output.txt')}")
                 cost = planner.Cost(*(statistics.mean(column) for column in zip(*answers, strict=True)))
@@ -298,6 +302,8 @@ def train_all(segments, waiting, jobs):
             for segment, status in jobs.ended():
                 if not (segment.is_trained() and segment.checkpoint.is_file()):
                     failed[segment] = f"{last_line(segment.folder / 'output.txt')} (exit status {status})"
+                    if segment.run and segment.is_trained():
+                        failed[segment] = f"it is finished, but {segment.checkpoint}, where others go on from, is gone"
                     bar.write(f"FAILED  {segment.folder}: {failed[segment]}")
                     continue
                 flops_done += segment.flops
@@ -354,8 +360,8 @@ def write_results(path, segments):
 
 def cooldown_of(config):
     """The cooldown that a wsd run has, with the schedule's defaults filled in."""
-    schedule, end = make_schedule(config), config.total_steps
-    steps = end - next(step for step in range(end, -1, -1) if schedule(step) == 1)
+    end = config.total_steps
+    steps = end - make_schedule(config).keywords["start"]
     shape = config.cooldown_shape or inspect.signature(schedules.wsd).parameters["cooldown_shape"].default
     return {"cooldown_steps": steps, "cooldown_frac": round(steps / end, 6), "cooldown_shape": shape}
 

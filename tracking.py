@@ -95,6 +95,11 @@ class Start:
         self.step = self.state["progress"]["step"]
         self.merged_from = len(self.state.get("merged", {}).get("paths", ()))  # checkpoints, by evaluate.py --merge
 
+    def changes(self, config):
+        """[(option, before, now)] of the options that are other than those of the checkpoint."""
+        pairs = [(name, before, getattr(config, name)) for name, before in self.options.items()]
+        return [(name, before, now) for name, before, now in pairs if before != now and name not in EVIDENT]
+
     def first_change_of_lr(self, config, make_schedule):
         """(step, lr then, lr now) of the first update made so far that would have another learning rate now, or None.
 
@@ -115,10 +120,8 @@ class Start:
         print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
         if self.merged_from:
             print(f"merged: its weights are of {self.merged_from} checkpoints, the optimizer's moments of the last one")
-        for name, before in self.options.items():
-            now = getattr(config, name)
-            if before != now and name not in EVIDENT:
-                print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
+        for name, before, now in self.changes(config):
+            print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
         if lr_change:
             print(
                 "warning: from step {} on this is not the rest of its schedule: update {} was made at lr {:.4g}, "
@@ -199,12 +202,15 @@ def check_length(config, state, path, least):
 
 def check_begun(config, run, start):
     """Raise Mistake if a folder without a checkpoint holds the log of a run that had one, after its `start`."""
-    saves = [*config.save_at, config.stop_at or config.total_steps]
-    if config.save_every:
-        saves.append((start // config.save_every + 1) * config.save_every)
     lines = lines_up_to(run / "log.jsonl", math.inf)
-    step = json.loads(lines[-1])["step"] if lines else 0
-    if step > min(save for save in saves if save > start):
+    if not lines:
+        return
+    then = from_record(type(config), read_json(run / "config.json"), run / "config.json", warn=False)
+    saves = [*then["save_at"], then["stop_at"] or then["total_steps"]]
+    if then["save_every"]:
+        saves.append((start // then["save_every"] + 1) * then["save_every"])
+    step = json.loads(lines[-1])["step"]
+    if step > min((save for save in saves if save > start), default=math.inf):
         raise Mistake(
             f"{run} holds the log of a run up to step {step:,}, but no checkpoint: restore its ckpt/, "
             "or choose another --name"

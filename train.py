@@ -95,11 +95,11 @@ class Config:
     anneal: str | None = option(None, "schedule", choices=("cosine", "linear"))  # onecycle: its form
     # averages of the weights, see averaging.py
     window_horizon: int = option(0, "average", least=0)  # steps in a window; 0: no windows (the paper: 500)
-    window_every: int = option(5, "average")  # steps between samples
-    window_keep: int = option(5, "average")  # windows held, for evaluate.py to sweep the horizon over
-    ema_decay: tuple[float, ...] = option((), "average")  # an EMA for each, from sample to sample
-    ema_half_life: tuple[float, ...] = option((), "average")  # an EMA for each, in steps
-    ema_every: int = option(5, "average")  # steps between samples
+    window_every: int = option(5, "average", least=1)  # steps between samples
+    window_keep: int = option(5, "average", least=1)  # windows held, for evaluate.py to sweep the horizon over
+    ema_decay: tuple[float, ...] = option((), "average", above=0, below=1)  # an EMA for each, from sample to sample
+    ema_half_life: tuple[float, ...] = option((), "average", above=0)  # an EMA for each, in steps
+    ema_every: int = option(5, "average", least=1)  # steps between samples
     averages_on: str = option("device", "free", choices=("device", "cpu"))  # cpu spares GPU memory
     # evaluation, logging, saving; intervals are in steps, 0 is never
     eval_every: int = option(250, "free", least=0)  # evaluate, and at the end
@@ -184,6 +184,8 @@ def train(config):
 
     # data, model, optimizer, averages: all that can be refused is, before anything is written
     at = Progress(**start.state["progress"])
+    if any(name in ("eval_tokens", "val_dataset", "dtype") for name, _, _ in start.changes(config)):
+        at.losses = None  # those of the checkpoint are of another evaluation
     lr_change = start.first_change_of_lr(config, make_schedule)
     if lr_change:
         at.lr_changed_at = at.step

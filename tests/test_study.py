@@ -213,7 +213,7 @@ for file in pathlib.Path({str(tmp_path)!r}).glob("runs/some/constant*/ckpt/*"):
     with pytest.raises(SystemExit):
         study.run([*args, f"--launch={sys.executable} {tmp_path / 'launch.py'}"])
     err = capsys.readouterr().err
-    assert "2 that need them wait" in err and "(exit status 0)" in err, err
+    assert "that need them wait" in err and "where others go on from, is gone" in err, err
 
 
 def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
@@ -292,6 +292,34 @@ def test_jobs_share_the_gpus(tmp_path, monkeypatch):
         jobs.start(segment)
     assert [env["CUDA_VISIBLE_DEVICES"] for env in seen] == ["3", "5", "3"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_a_copied_study_leaves_the_original_alone(tmp_path, data_dir):
+    args = write(tmp_path, data_dir, COOLDOWNS.replace("dict(", "grids = [dict(total_steps=20, ") + "]\n")
+    study.run(args)
+    shutil.copytree(runs_of(args), tmp_path / "runs" / "copy")
+    for folder in runs_of(args).glob("shared/*/ckpt"):
+        shutil.rmtree(folder)
+    text = (tmp_path / "some.py").read_text().replace("'1-sqrt'", "'1-sqrt', 'cosine'")
+    (tmp_path / "copy.py").write_text(text)
+    before = ages(args)
+    study.run([str(tmp_path / "copy.py"), "--jobs=2"])
+    assert ages(args) == before and not list(runs_of(args).glob("shared/*/ckpt"))
+
+
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        ({"cooldown_steps": 0}, 0),
+        ({"cooldown_steps": 5, "final_lr_frac": 1.0}, 5),
+        ({"cooldown_steps": 0, "warmup_steps": 20}, 0),
+        ({"cooldown_frac": 0.29, "total_steps": 100}, 29),
+        ({}, 4),
+    ],
+)
+def test_the_cooldown_that_a_run_has(options, steps):
+    config = Config(**{"schedule": "wsd", "total_steps": 20, "warmup_steps": 2, **options})
+    assert study.cooldown_of(config)["cooldown_steps"] == steps
 
 
 def test_a_run_that_diverged_is_left_out_and_not_tried_again(tmp_path, data_dir, capsys):

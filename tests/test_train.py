@@ -234,6 +234,13 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run, tmp_path):
     (tmp_path / "runs/killed/result.json").unlink()
     with pytest.raises(ValueError, match="holds the log of a run up to step 80"):
         run("killed", **source)
+    with pytest.raises(ValueError, match="total_steps=30: .* is past it already"):
+        run("shorter", **source | {"total_steps": 30, "save_every": 0})
+    run("late", save_every=30, stop_at=20)
+    shutil.rmtree(tmp_path / "runs/late/ckpt")
+    config = tmp_path / "runs/late/config.json"  # as of a run that was killed before its first save at 30
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"stop_at": None}))
+    assert same(run("late", save_every=5), whole)  # it had no checkpoint then, whatever is asked for now
 
 
 def config_of(name, tmp_path, **options):
@@ -265,6 +272,14 @@ def test_a_log_is_taken_over_only_from_the_run_it_is_of(run, tmp_path, capsys):
     (tmp_path / "other/config.json").write_text('{"name": "other"}')
     run("c", init_from=str(tmp_path / "other/ckpt/step_00000040.pt"))
     assert lines(tmp_path, "c") == b
+
+
+def test_an_evaluation_of_other_tokens_is_made_again(run, tmp_path):
+    run("short", schedule="constant", cooldown_steps=None, stop_at=40)  # evaluated at 40
+    for name in ("short", "direct"):
+        run(name, schedule="constant", cooldown_steps=None, total_steps=40, eval_tokens=500)
+    results = [json.loads((tmp_path / f"runs/{name}/result.json").read_text()) for name in ("short", "direct")]
+    assert results[0]["val_loss"] == results[1]["val_loss"]
 
 
 def test_a_merged_checkpoint_says_what_it_is(run, tmp_path, capsys):
