@@ -16,7 +16,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -95,8 +94,15 @@ def trainer(pipe, config, bf16, compiled, device):
     while pipe.recv():
         pipe.send(seconds(step, device))
     cuda = torch.device(device).type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else peak_memory()
     pipe.send({"peak memory GB": peak / 1e9, "averages": time_averages(model, device)})
+
+
+def peak_memory():
+    """Bytes that this process has held at most; not on Windows."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def time_averages(model, device):

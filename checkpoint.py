@@ -146,7 +146,9 @@ def hash_stream(f, size):
 
 
 def sync_folder(folder):
-    """Make renames in `folder` durable."""
+    """Make renames in `folder` durable, where folders can be opened: not on Windows."""
+    if os.name == "nt":
+        return
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -20,7 +20,6 @@ meta.json, written last, says that the bins are whole.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -44,6 +43,11 @@ from bins import SHARDS, TOKENIZERS, adopt, cut, encoder, folder_of, join, scan,
 from checkpoint import written
 from config import Mistake, Parser, main, number, whole
 from data import load_meta, read_meta, token_dtype
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two preparations of one dataset are not noticed
+    fcntl = None
 
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
 REPLACED_SHARE = 1e-3  # of the bytes of text: with more characters replaced, the encoding is another
@@ -108,7 +112,8 @@ def locked(folder):
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
         except (BlockingIOError, PermissionError):
             raise Mistake(f"{folder.parent} is being made by another process: wait, or choose another --name") from None
         try:
