@@ -116,6 +116,8 @@ def locked(folder):
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
         except (BlockingIOError, PermissionError):
             raise Mistake(f"{folder.parent} is being made by another process: wait, or choose another --name") from None
+        except OSError as error:
+            raise Mistake(f"{folder} is on a file system without locks ({error}): choose another --data_dir") from None
         try:
             yield
         finally:

@@ -145,6 +145,14 @@ def test_a_wait_for_others_is_told(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_device_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device='mps': torch sees no Apple GPU here; use --device=cpu"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("mps") == torch.device("mps")
+
+
 def test_no_compiler_is_told_before_anything_else(monkeypatch):
     parallel.check_compiler()
     monkeypatch.setattr(parallel.shutil, "which", lambda name: None)

@@ -1,5 +1,6 @@
 """Tests of prepare_data.py: the same bytes whatever happens on the way, and one clear line where it cannot go on."""
 
+import errno
 import gzip
 import hashlib
 import importlib.util
@@ -1108,3 +1109,13 @@ def test_names_of_hub_datasets():
     )
     assert text_sources.hub_name("owner/name:config") == ("owner/name", "config", None)
     assert text_sources.hub_name("stdlib") is None
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def lockf(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(prepare_data.fcntl, "lockf", lockf)
+    (tmp_path / "a.txt").write_text("some text\n" * 100)
+    with pytest.raises(ValueError, match="is on a file system without locks .*: choose another --data_dir"):
+        prepare_data.prepare(str(tmp_path / "a.txt"), tokenizer="bytes", data_dir=tmp_path / "data", procs=1)

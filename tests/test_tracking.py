@@ -3,6 +3,7 @@
 python -m pytest tests/test_tracking.py
 """
 
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import pytest
 from conftest import HERE
 
 import tracking
+from config import Mistake
 from tracking import RunFolder, caught_signals, check_folder, clock, lines_up_to
 
 CONFIG = {"name": "x", "init_from": None, "wandb": "off", "lr": 1e-3, "save_at": (1, 2)}
@@ -277,3 +279,12 @@ def test_a_folder_in_training_is_locked(tmp_path):
     assert tracking.is_locked(run)
     folder.close()
     assert not tracking.is_locked(run) and not tracking.is_locked(run)  # looking takes no lock
+
+
+def test_a_file_system_without_locks_is_told(start, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tracking.fcntl, "flock", flock)
+    with pytest.raises(Mistake, match="is on a file system without locks .*: choose an --out_dir on another"):
+        start()
