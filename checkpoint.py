@@ -5,7 +5,8 @@
     state = load(path)                                   # this one or ValueError
 
 One file holds everything, in types that `torch.load(weights_only=True)` takes; torch.save writes it. torch.load itself
-notices no flipped bits, so the file also carries, as its zip comment, the SHA-256 of all its other bytes.
+notices no flipped bits, so the file also carries, as its zip comment, a SHA-256 of all its other bytes: that of the
+SHA-256s of its blocks, so that every core hashes some of them.
 """
 
 import contextlib
@@ -17,12 +18,15 @@ import shutil
 import sys
 import zipfile
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-TAG = b"sha256:"
-COMMENT_BYTES = len(TAG) + 64
+TAG = b"sha256-16M:"  # before the digest of the blocks' digests; another size of the blocks is another tag
+BLOCK_BYTES = 16 << 20
+OLD_TAG = b"sha256:"  # earlier files have one digest of all their bytes
+DIGEST_BYTES = 64  # SHA-256 as hex
 NAME = re.compile(r"step_[0-9]{8,}\.pt")
 MAX_FAILED = 3  # saves in a row
 
@@ -66,14 +70,16 @@ def write(path, state):
     """Write one checkpoint file, or leave what is under its name as it is."""
     if odd := unsafe(state):  # no assert: python -O would write what `load` refuses
         raise AssertionError(f"{odd} is of a type that torch.load(weights_only=True) refuses")
-    with written(path) as file:
+    with written(path) as file, ThreadPoolExecutor(1) as pool:
         aside = Path(file.name)
         torch.save(state, aside)
+        synced = pool.submit(os.fsync, file.fileno())  # hash while the disk writes; `written` syncs the seal, too
         seal(aside)
         try:
             verify(aside)
         except ValueError as error:
             raise OSError(f"{aside} does not read back as it was written: a bad disk?") from error
+        synced.result()  # raises what fsync raised: a second one would not say it again
 
 
 @contextlib.contextmanager
@@ -126,14 +132,27 @@ def unsafe(value, name="state"):
 
 
 def seal(path):
-    """Append the SHA-256 of a zip file as its comment."""
+    """Append the digest of a zip file's blocks as its comment."""
+    size = path.stat().st_size
     with open(path, "r+b") as f:
         f.seek(-2, os.SEEK_END)
-        f.write(COMMENT_BYTES.to_bytes(2, "little"))
-        f.seek(0)
-        digest = hash_stream(f, path.stat().st_size)
-        f.seek(0, os.SEEK_END)
-        f.write(TAG + digest.encode())
+        f.write((len(TAG) + DIGEST_BYTES).to_bytes(2, "little"))
+    digest = hash_blocks(path, size)
+    with open(path, "ab") as f:
+        f.write(TAG + digest)
+
+
+def hash_blocks(path, size):
+    """SHA-256, as hex, of the blocks' SHA-256s, as hex, of the first `size` bytes of a file, on all cores."""
+
+    def hash_block(start):
+        with open(path, "rb") as f:
+            f.seek(start)
+            return hash_stream(f, min(BLOCK_BYTES, size - start))
+
+    with ThreadPoolExecutor() as pool:  # hashlib and reading let other threads run meanwhile
+        digests = pool.map(hash_block, range(0, size, BLOCK_BYTES))
+        return hashlib.sha256("".join(digests).encode()).hexdigest().encode()
 
 
 def hash_stream(f, size):
@@ -164,11 +183,14 @@ def verify(path):
     try:
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
-            f.seek(max(0, size - COMMENT_BYTES))
+            f.seek(max(0, size - len(TAG) - DIGEST_BYTES))
             comment = f.read()
+            tag, digest = comment[:-DIGEST_BYTES], comment[-DIGEST_BYTES:]
             f.seek(0)
-            if comment.startswith(TAG):
-                good = hash_stream(f, size - COMMENT_BYTES) == comment[len(TAG) :].decode()
+            if tag == TAG:
+                good = hash_blocks(path, size - len(comment)) == digest
+            elif tag.endswith(OLD_TAG):
+                good = hash_stream(f, size - len(OLD_TAG) - DIGEST_BYTES).encode() == digest
             else:
                 with zipfile.ZipFile(f) as archive:
                     good = comment.endswith(b"\0\0") and archive.testzip() is None  # ends in "no comment"

@@ -12,6 +12,7 @@ import resource
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -73,8 +74,15 @@ def test_round_trip(tmp_path):
     assert latest_path == path and same(latest, state) and same(load(path), state) and not same(latest, make_state(8))
     assert same(torch.load(path, weights_only=True), state)  # the seal is in nobody's way
     assert zipfile.ZipFile(path).testzip() is None
-    raw, seal = path.read_bytes()[:-71], path.read_bytes()[-71:].decode()
-    assert raw[-2:] == bytes([71, 0]) and seal == f"sha256:{hashlib.sha256(raw).hexdigest()}"
+
+
+@pytest.mark.parametrize("n", [10, 3200])  # less than a block; two and a half
+def test_the_seal_is_the_digest_of_the_digests_of_blocks(n, tmp_path):
+    path = save(tmp_path, 1, make_state(1, n))
+    raw, seal = path.read_bytes()[:-75], path.read_bytes()[-75:].decode()
+    blocks = [raw[i : i + 2**24] for i in range(0, len(raw), 2**24)]
+    digests = "".join(hashlib.sha256(block).hexdigest() for block in blocks)
+    assert raw[-2:] == bytes([75, 0]) and seal == f"sha256-16M:{hashlib.sha256(digests.encode()).hexdigest()}"
 
 
 def test_types_that_could_not_be_read_are_not_written(tmp_path):
@@ -106,17 +114,37 @@ def test_random_bit_flips(folder, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 100
 
 
-def test_a_flip_in_any_byte(tmp_path):
-    path, rng = save(tmp_path, 1, {"w": torch.ones(3), "step": 1}), random.Random(0)
+def seal_as_before(path):
+    """Give a file of torch.save the seal that earlier code gave: one SHA-256 of all bytes."""
+    raw = path.read_bytes()[:-2] + bytes([71, 0])
+    path.write_bytes(raw + f"sha256:{hashlib.sha256(raw).hexdigest()}".encode())
+
+
+@pytest.mark.parametrize("sealed", ["in one block", "in many blocks", "as before"])
+def test_a_flip_in_any_byte(sealed, tmp_path, monkeypatch):
+    path, state, parsed, rng = tmp_path / "x.pt", {"w": torch.ones(3), "step": 1}, [], random.Random(0)
+    if sealed == "in many blocks":
+        monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 500)
+    torch.save(state, path)
+    seal_as_before(path) if sealed == "as before" else checkpoint.seal(path)
+    assert same(load(path), state)
     raw = path.read_bytes()
-    verify(path)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: parsed.append(args))
     for byte in range(len(raw)):  # zip headers, directory and seal too
         path.write_bytes(flipped(raw, byte, rng.randrange(8)))
         with pytest.raises(ValueError, match=path.name):
-            verify(path)
+            load(path)
+    for damaged in (raw[500:1000] + raw[:500] + raw[1000:], raw[500:], raw[:-500], raw[:500] + raw[1000:], raw + raw):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=path.name):
+            load(path)
+    assert parsed == []  # torch.load never sees what is damaged
+    path.write_bytes(raw)
+    load(path)
+    assert len(parsed) == 1
 
 
-@pytest.mark.parametrize("size", [0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, -1, -71])
+@pytest.mark.parametrize("size", [0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, -1, -75])
 def test_truncation(size, folder, capsys):
     path = path_of(folder, 200)
     os.truncate(path, size + path.stat().st_size if size < 0 else int(size * path.stat().st_size))
@@ -252,7 +280,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [200, 300])  # in the place of one that is there, and as a new one
-@pytest.mark.parametrize("fault", ["torch.save", "os.replace", "os.fsync", "file size limit", "bad disk"])
+@pytest.mark.parametrize(
+    "fault", ["torch.save", "os.replace", "os.fsync", "first os.fsync", "file size limit", "bad disk"]
+)
 def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
     before = contents(folder)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -262,6 +292,8 @@ def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
         elif fault == "bad disk":
             seal = checkpoint.seal
             patch.setattr(checkpoint, "seal", lambda path: (seal(path), damage(path)))
+        elif fault == "first os.fsync":  # a second one after it says that all is well
+            patch.setattr(os, "fsync", mock.Mock(side_effect=[OSError(5, "Input/output error"), None, None]))
         elif fault != "file size limit":
             patch.setattr(os, fault[3:], fail)
         else:
