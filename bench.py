@@ -1,7 +1,7 @@
 """How fast each part is, as a share of what the machine can do, measured in the same run.
 
     python bench.py                                   # everything, three to five minutes on two CPU cores
-    python bench.py train                             # only training; also: prepare, data, checkpoint, laws
+    python bench.py train                             # only training; also: start, prepare, data, checkpoint, laws
     python bench.py train configs/124m.py --micro_batch_size=16
     python bench.py --json                            # one JSON object instead of tables
 
@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +35,7 @@ import scaling
 import text_sources
 from averaging import EMA, WindowAverage
 from bins import gpt2_encoding
-from config import load, main, mistakes
+from config import HERE, load, main, mistakes
 from model import Llama, Shape
 from parallel import autocast, choose_device, use_bf16
 from tables import print_table
@@ -170,8 +171,43 @@ def bench_train(config):
     return rows
 
 
+def bench_start(config):
+    """From the start of a process to the end of `--help`, and to the first step of a tiny model on the CPU."""
+    script, names = [sys.executable, HERE / "train.py"], itertools.count()
+
+    def first_step():
+        command = [*script, *options, f"--name={next(names)}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert any(line.startswith("step  ") for line in process.stdout), "train.py printed no step"
+            process.kill()
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_bins(folder, train=1_000_000, val=1000)
+        options = [f"--data_dir={folder}", f"--out_dir={folder}", "--dataset=x", "--log_every=1", "--device=cpu"]
+        options += ["--n_embd=16", "--n_layer=1", "--n_head=1", "--seq_len=32", "--global_batch_size=1"]
+        options += ["--micro_batch_size=1"]
+        tasks = {
+            "import torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
+            "train.py --help": lambda: subprocess.run([*script, "--help"], stdout=subprocess.DEVNULL, check=True),
+            "train.py, first step": first_step,
+        }
+        times = take_turns(*tasks.values(), rounds=3)
+    return [{"start": name, "s": s, "of import torch": s / times[0]} for name, s in zip(tasks, times, strict=True)]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Data and checkpoints
+
+
+def write_random_bins(folder, **sizes):
+    """Write the dataset "x" of random tokens, {split: tokens}."""
+    (Path(folder) / "x").mkdir()
+    for split, size in sizes.items():
+        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, size).astype("<u2")
+        tokens.tofile(Path(folder) / f"x/{split}.bin")
+    meta = {"format": data.FORMAT, "dtype": "uint16", "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE}
+    meta["splits"] = {split: {"tokens": size} for split, size in sizes.items()}
+    (Path(folder) / "x/meta.json").write_text(json.dumps(meta))
 
 
 def encode(texts):
@@ -205,18 +241,14 @@ def bench_prepare(config):
 def bench_data(config):
     """Batches in training order against plain slices of the same bin, one behind the other."""
     with tempfile.TemporaryDirectory() as folder:
-        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 50_000_000).astype("<u2")  # 100 MB
-        (Path(folder) / "x").mkdir()
-        tokens.tofile(Path(folder) / "x/train.bin")
-        meta = {"format": data.FORMAT, "dtype": "uint16", "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE}
-        meta["splits"] = {"train": {"tokens": tokens.size}}
-        (Path(folder) / "x/meta.json").write_text(json.dumps(meta))
+        write_random_bins(folder, train=50_000_000)  # 100 MB
         stream = data.TrainStream(folder, [(0, "x")], config.seq_len, data_seed=0)
         B, T, batches = config.micro_batch_size, config.seq_len, itertools.count()
 
         def slices():
+            tokens = stream.bins["x"]
             i = next(batches) * B * T % (tokens.size - 10 * B * T)
-            return torch.from_numpy(stream.bins["x"][i : i + B * (T + 1)].astype(np.int64).reshape(B, T + 1))
+            return torch.from_numpy(tokens[i : i + B * (T + 1)].astype(np.int64).reshape(B, T + 1))
 
         ours, plain = take_turns(lambda: stream.batch(next(batches) * B, B), slices, rounds=200)
     rows = [("in training order", ours), ("plain slices", plain)]
@@ -261,6 +293,7 @@ def bench_laws(config):
 
 PARTS = {
     "train": bench_train,
+    "start": bench_start,
     "prepare": bench_prepare,
     "data": bench_data,
     "checkpoint": bench_checkpoint,
