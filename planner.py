@@ -27,7 +27,7 @@ from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, parse_mix, read_meta
 from model import Shape
 from tracking import lines_up_to, read_json
-from train import Config, check, every, make_schedule, train
+from train import MAX_SKIPS, Config, check, every, make_schedule, train
 
 TRIAL_FLOPS, TRIAL_STEPS = 1e11, (4, 20)  # of a trial that shows what a model costs: a second or two on a CPU
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
@@ -40,12 +40,7 @@ NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself
 def read_study(path, flags=()):
     """(name of the study, {run's name: Config}) of a config file and --key=value flags, which win over it."""
     values, lines = run_file(path)
-    study = values.pop("name", Path(path).stem)
-    if not isinstance(study, str) or not study:
-        raise Mistake(f"{path}: name={study!r}: expected one name, for the study")
-    start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
-    if taken := [name for name in NOT_FOR_A_STUDY if name in start]:
-        raise Mistake(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
+    study, start = take_name_and_base(path, values)
     grids = values.pop("grids", [{}])
     are_grids = isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids)
     if not are_grids or not all(isinstance(option, str) for grid in grids for option in grid):
@@ -54,20 +49,12 @@ def read_study(path, flags=()):
 
     def axis(name, value, where):
         """The checked values that one option takes."""
-        if name in NOT_FOR_A_STUDY:
-            raise Mistake(f"{where}: a study sets {name} itself, so leave it out")
         if value == []:
             raise Mistake(f"{where}=[]: an empty list makes no run; give one value or more")
-        return [parse(Config, name, v, where) for v in (value if isinstance(value, list) else [value])]
+        return [read_value(name, v, where) for v in (value if isinstance(value, list) else [value])]
 
     common = {name: axis(name, v, f"{path}:{lines.get(name, '?')}: {name}") for name, v in values.items()}
-    fixed = {}
-    for flag in flags:
-        name, equals, value = flag[2:].partition("=")
-        if not equals:
-            raise Mistake(f"{flag}: write a value behind it, as in {flag}=VALUE")
-        fixed[name] = parse(Config, name, value, f"--{name}", text=True)
-        axis(name, fixed[name], f"--{name}")
+    fixed = read_flags(flags)
     chosen = []  # {option: value} of each run, without what all start from
     for i, grid in enumerate(grids):
         axes = common | {name: axis(name, v, f"{path}: grids[{i}]: {name}") for name, v in grid.items()}
@@ -88,6 +75,41 @@ def read_study(path, flags=()):
     return study, runs
 
 
+def take_name_and_base(path, values):
+    """(name of the study, options of its base) of what a config file assigns; both are taken out of `values`."""
+    study = values.pop("name", Path(path).stem)
+    if not isinstance(study, str) or not study:
+        raise Mistake(f"{path}: name={study!r}: expected one name, for the study")
+    start = read_file(Config, str(values.pop("base"))) if "base" in values else {}
+    if taken := [name for name in NOT_FOR_A_STUDY if name in start]:
+        raise Mistake(f"{path}: its base sets {taken[0]}, which a study sets itself: leave it out there")
+    return study, start
+
+
+def read_value(name, value, where, text=False):
+    """The checked value of an option of all runs or of some."""
+    if name in NOT_FOR_A_STUDY:
+        raise Mistake(f"{where}: a study sets {name} itself, so leave it out")
+    return parse(Config, name, value, where, text)
+
+
+def read_flags(flags):
+    """{option: value} of flags --key=value."""
+    fixed = {}
+    for flag in flags:
+        name, equals, value = flag[2:].partition("=")
+        if not equals:
+            raise Mistake(f"{flag}: write a value behind it, as in {flag}=VALUE")
+        fixed[name] = read_value(name, value, f"--{name}", text=True)
+    return fixed
+
+
+def name_part(option, value):
+    """What a value of an option adds to the name of a run: lr0.001, linear."""
+    text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (text if isinstance(value, str) else option.replace("_", "-") + text).replace("/", "-")
+
+
 def name_runs(chosen):
     """A name for each {option: value}: the schedule, and as many other options as it takes to tell all runs apart."""
     names = [[] for _ in chosen]
@@ -101,9 +123,7 @@ def name_runs(chosen):
         if any(len(kind) > 1 for kind in kinds.values()):
             for values, name in zip(chosen, names, strict=True):
                 if (value := values.get(option)) is not None:
-                    text = "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                    text = text if isinstance(value, str) else option.replace("_", "-") + text
-                    name.append(text.replace("/", "-"))
+                    name.append(name_part(option, value))
     return [values.get("name") or "_".join(name) or "run" for values, name in zip(chosen, names, strict=True)]
 
 
@@ -169,16 +189,28 @@ class Segment:
     def result(self):
         return json.loads((self.folder / "result.json").read_text())
 
-    def steps_done(self):
-        """How many of its updates the end of its log tells of."""
+    def end_of_log(self):
+        """The last lines of its log, a few dozen at most."""
         file = self.folder / "log.jsonl"
         if not file.is_file():
-            return 0
+            return []
         with open(file, "rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 4096))
+            stream.seek(max(0, file.stat().st_size - 8192))
             lines = stream.read().splitlines(keepends=True)
-        whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]
-        return max(0, json.loads(whole[-1])["step"] - self.start) if whole else 0
+        return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]
+
+    def steps_done(self):
+        """How many of its updates the end of its log tells of."""
+        lines = self.end_of_log()
+        return max(0, lines[-1]["step"] - self.start) if lines else 0
+
+    def given_up(self):
+        """The last line of the log, if train.py gave up this segment or one before it as it diverged; else None."""
+        if self.parent and (line := self.parent.given_up()):
+            return line
+        lines = [line for line in self.end_of_log() if "train_loss" in line][-MAX_SKIPS:]
+        in_a_row = len(lines) == MAX_SKIPS and lines[-1]["step"] - lines[0]["step"] == MAX_SKIPS - 1
+        return lines[-1] if in_a_row and all("skipped" in line for line in lines) else None
 
     def below(self):
         """This segment and all that come after it, parents first."""

@@ -324,18 +324,19 @@ def train_all(segments, waiting, jobs):
 # What came out
 
 
-def write_results(path, segments):
+def write_results(path, segments, also=()):
     """Write results.csv, a row for each finished run; return how many there are.
 
-    First the options, those that runs differ in and those that figures need. `flops` and `train_s` are of the whole
+    First the options, those that runs differ in and those that figures need, and `also` these. A run that was given up
+    as it diverged is finished, too. `flops` and `train_s` are of the whole
     run, as if it had been trained alone; with `_paid`, of what was trained for it: shared segments are paid by the
     first run that goes through them, so the columns add up to what the study cost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    ends = [s for s in segments if s.run and s.is_trained()]
+    ends = [s for s in segments if s.run and (s.is_trained() or s.given_up())]
     runs = [s.config for s in segments if s.run]
     differ = [o for o in options_of_result() if len({getattr(config, o) for config in runs}) > 1]
-    options = [o for o in vars(Config()) if o in COLUMNS or o in differ]
+    options = [o for o in vars(Config()) if o in COLUMNS or o in differ or o in also]
     paid = {s.first: [0, 0.0] for s in segments}
     for segment in segments:
         steps, seconds = trained(segment)
@@ -345,7 +346,7 @@ def write_results(path, segments):
     for segment in ends:
         row = {o: getattr(segment.config, o) for o in options} | {"name": segment.run}
         row |= cooldown_of(segment.config) if segment.config.schedule == "wsd" else {}
-        row |= {k: v for k, v in segment.result().items() if k not in ("name", "step", "skipped")}
+        row |= {k: v for k, v in result_of(segment).items() if k not in ("name", "step", "skipped")}
         flops, seconds = paid.get(segment.run, (0, 0.0))
         rows.append(row | {"flops_paid": flops, "train_s_paid": round(seconds, 3)})
     columns = list(dict.fromkeys(("name", *(k for row in rows for k in row))))
@@ -356,6 +357,15 @@ def write_results(path, segments):
     with written(path) as file:
         file.write(text.getvalue().encode())
     return len(rows)
+
+
+def result_of(segment):
+    """What the result.json of a run says, or would say of one that was given up as it diverged."""
+    if segment.is_trained():
+        return segment.result()
+    line, n_params = segment.given_up(), scaling.num_params(planner.shape_of(segment.config))
+    counted = {"tokens": line["tokens"], "flops": line["flops"], "n_params": n_params}
+    return counted | {"train_loss": None, "val_loss": None, "train_s": round(trained(segment)[1], 3)}
 
 
 def cooldown_of(config):
@@ -407,13 +417,57 @@ def check_room(folder, waiting):
         )
 
 
-def parse_args(args):
-    parser = Parser(description=__doc__)
+def check_data(configs):
+    """Raise Mistake unless all datasets are there."""
+    for config in configs:
+        for name in parse_mix(config.dataset):
+            read_meta(Path(config.data_dir) / name)
+
+
+def threads_of(n_jobs):
+    """Threads that each of so many runs side by side has, as text."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // n_jobs)))
+    if not threads.isdigit():
+        raise Mistake(f"OMP_NUM_THREADS={threads!r}: expected how many threads a run has, such as 1")
+    return threads
+
+
+@contextlib.contextmanager
+def stopping(jobs):
+    """Whatever ends this block, have all that train save and end; after a signal with exit status 130."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopping, at the end of a step; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        jobs.stop()
+
+
+def end_if_failed(failed):
+    """Tell what `train_all` says of segments that failed, and exit, if there are any."""
+    if failed:
+        told = "\n".join(f"  {s.folder}: {why}" for s, why in failed.items() if why)
+        lost = sum(not why for why in failed.values())
+        print(f"error: these failed, and {lost} that need them wait; the same command tries again:", file=sys.stderr)
+        print(told, file=sys.stderr)
+        sys.exit(1)
+
+
+def make_parser(description):
+    parser = Parser(description=description)
     parser.add_argument("config", help="the study, such as configs/demo.py")
     parser.add_argument("--plan", action="store_true", help="say what would be trained, and what it costs")
-    parser.add_argument("--print", action="store_true", help="print the commands")
     parser.add_argument("--jobs", type=whole(least=1, most=1000), default=1, help="runs side by side")
     parser.add_argument("--launch", default="", help='start each with this, such as "torchrun --nproc_per_node=2"')
+    return parser
+
+
+def parse_args(parser, args):
+    """(arguments, flags for train.py)"""
     args, flags = parser.parse_known_args(args)
     if others := [flag for flag in flags if not flag.startswith("--")]:
         raise Mistake(f"{others[0]}: expected one study, and options as --key=value")
@@ -421,7 +475,9 @@ def parse_args(args):
 
 
 def run(args=None):
-    args, flags = parse_args(args)
+    parser = make_parser(__doc__)
+    parser.add_argument("--print", action="store_true", help="print the commands")
+    args, flags = parse_args(parser, args)
     study, runs = read_study(args.config, flags)
     folder = Path(next(iter(runs.values())).out_dir) / study
     check_folder(folder, runs, args.config)
@@ -431,40 +487,21 @@ def run(args=None):
     if args.print:
         print_commands(waiting, launch)
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // args.jobs)))
-    if not threads.isdigit():
-        raise Mistake(f"OMP_NUM_THREADS={threads!r}: expected how many threads a run has, such as 1")
+    jobs = Jobs(args.jobs, threads_of(args.jobs), launch)
     show_plan(roots)
     if not args.plan:
-        for config in runs.values():
-            for name in parse_mix(config.dataset):
-                read_meta(Path(config.data_dir) / name)
+        check_data(runs.values())
         check_room(folder, waiting)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)  # KeyboardInterrupt
-    jobs = Jobs(args.jobs, threads, launch)
-    try:
+    with stopping(jobs):
         show_time(segments, waiting, jobs)
         if args.plan:
             return
         failed = train_all(segments, waiting, jobs)
-    except KeyboardInterrupt:
-        print("\nstopping, at the end of a step; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        jobs.stop()
 
     if write_results(folder / "results.csv", segments):
         print_results(read_results([folder]))
         print(f"\n{folder}/results.csv: final losses, options and costs of every run")
-    if failed:
-        told = "\n".join(f"  {s.folder}: {why}" for s, why in failed.items() if why)
-        lost = sum(not why for why in failed.values())
-        print(f"error: these failed, and {lost} that need them wait; the same command tries again:", file=sys.stderr)
-        print(told, file=sys.stderr)
-        sys.exit(1)
+    end_if_failed(failed)
     _, alone, paid, flops, flops_paid = totals(segments)["all"]
     print(f"{paid:,} steps trained instead of {alone:,}: {1 - flops_paid / flops:.0%} of the FLOPs saved by sharing")
 
