@@ -42,8 +42,9 @@ from tables import in_words, print_table, read_results
 from tracking import read_json
 from train import Config, check, make_averages
 
-SEED_OPTIONS = ("seed", "data_seed")
-KINDS = ("adjacent", "all")
+DEFAULTS = {"tolerance": 0.0, "neighbours": "adjacent", "loss": "val_loss"}
+KINDS = ("adjacent", "all")  # of neighbours
+NOT_TUNED = ("seed", "data_seed", "val_dataset", "eval_tokens")  # the last two change what is measured
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -142,9 +143,6 @@ class Task:
     neighbours: str  # one of KINDS
     loss: str  # column of results.csv
 
-    def descend(self, losses):
-        return descend(losses, self.start, self.grid, self.neighbours, self.tolerance)
-
     def run_name(self, point, seed):
         """What the run is called, whatever else is in the grid."""
         values = dict(zip(self.grid, point, strict=True))
@@ -152,12 +150,8 @@ class Task:
 
     def run(self, point, seed):
         """The Config of a run."""
-        own = dict(zip(self.grid, point, strict=True)) | dict.fromkeys(SEED_OPTIONS, seed)
+        own = dict(zip(self.grid, point, strict=True)) | {"seed": seed, "data_seed": seed}
         return Config(**self.common | own | {"name": f"{self.name}/{self.run_name(point, seed)}"})
-
-    def runs(self, points):
-        """{run's name: Config} of points, with all seeds."""
-        return {self.run_name(point, seed): self.run(point, seed) for point in points for seed in self.seeds}
 
     def refusal(self, point):
         """Why train.py would refuse the options of a point; None if it would not."""
@@ -171,238 +165,106 @@ def read_task(path, flags=(), loss=None):
     """The Task of a config file, --key=value flags and --loss, which win over it; Mistake for what it may not say."""
     values, lines = run_file(path)
     name, base = take_name_and_base(path, values)
-    own = {"tolerance": 0.0, "neighbours": "adjacent", "loss": "val_loss"}
-    for key in ("grid", "start", "seeds", *own):
-        if key not in values and key not in own:
-            raise Mistake(f"{path} lacks {key}: `python tune.py --help` shows what a config file says")
-        own[key] = values.pop(key, own.get(key))
+    if lacking := [key for key in ("grid", "start", "seeds") if key not in values]:
+        raise Mistake(f"{path} lacks {lacking[0]}: `python tune.py --help` shows what such a file says")
+    own = {key: values.pop(key, DEFAULTS.get(key)) for key in ("grid", "start", "seeds", *DEFAULTS)}
     where = {key: f"{path}:{lines.get(key, '?')}: {key}" for key in (*own, *values)}
-    grid = read_grid(own["grid"], where["grid"])
-    start = own["start"]
+    grid, start, seeds, tolerance, kind = map(own.get, ("grid", "start", "seeds", "tolerance", "neighbours"))
+
+    if not isinstance(grid, dict) or not grid:
+        raise Mistake(f"{where['grid']}={grid!r}: expected dict(option=[values], ...)")
+    grid = {option: read_values(option, values, f"{where['grid']}: {option}") for option, values in grid.items()}
     if not isinstance(start, dict) or start.keys() != grid.keys():
-        raise Mistake(f"{where['start']}={start!r}: expected a value for each of {', '.join(grid)}")
+        raise Mistake(f"{where['start']}={start!r}: expected a value for each of {', '.join(grid)}, and for no other")
     start = {option: read_value(option, start[option], f"{where['start']}: {option}") for option in grid}
     for option, value in start.items():
         if value not in grid[option]:
             raise Mistake(f"{where['start']}: {option}={value!r} is not in its grid, {grid[option]}: add it there")
-    seeds = own["seeds"]
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+    if not isinstance(seeds, list) or not seeds or any(seeds.count(seed) > 1 for seed in seeds):
         raise Mistake(f"{where['seeds']}={seeds!r}: expected a list of different whole numbers")
     seeds = [read_value("seed", seed, where["seeds"]) for seed in seeds]
-    tolerance = own["tolerance"]
     if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
-        raise Mistake(f"{where['tolerance']}={tolerance!r}: expected a number, 0 or more")
-    if own["neighbours"] not in KINDS:
-        raise Mistake(f"{where['neighbours']}={own['neighbours']!r}: expected one of {', '.join(KINDS)}")
+        raise Mistake(f"{where['tolerance']}={tolerance!r}: expected a number, at least 0")
+    if kind not in KINDS:
+        raise Mistake(f"{where['neighbours']}={kind!r}: expected one of {', '.join(KINDS)}")
+
     common = {option: read_value(option, value, where[option]) for option, value in values.items()}
     common |= read_flags(flags)
-    for option in common:
-        if option in grid:
-            raise Mistake(f"{path}: {option} is in the grid: give it no other value")
-        if option in SEED_OPTIONS:
-            raise Mistake(f"{path}: {option}={common[option]!r}: list it in `seeds` instead")
-    point, loss = tuple(start.values()), loss or own["loss"]
-    task = Task(str(path), name, base | common, grid, point, seeds, tolerance, own["neighbours"], loss)
+    if taken := [option for option in common if option in grid or option in ("seed", "data_seed")]:
+        raise Mistake(f"{path}: {taken[0]}={common[taken[0]]!r}: grid or seeds say it; leave it out here")
+    point = tuple(start.values())
+    task = Task(str(path), name, base | common, grid, point, seeds, tolerance, kind, loss or own["loss"])
     check_values(task)
     return task
 
 
-def read_grid(grid, where):
-    """{option: checked values}, at least two of each, and numbers rising."""
-    if not isinstance(grid, dict) or not grid:
-        raise Mistake(f"{where}={grid!r}: expected dict(option=[values], ...)")
-    found = {}
-    for option, values in grid.items():
-        if not isinstance(values, list) or len(values) < 2:
-            raise Mistake(f"{where}: {option}={values!r}: expected a list of two values or more")
-        found[option] = values = [read_value(option, value, f"{where}: {option}") for value in values]
-        if option in SEED_OPTIONS:
-            raise Mistake(f"{where}: {option} is not tuned: list it in `seeds`")
-        if option not in options_of_result():
-            raise Mistake(f"{where}: {option} changes no result: leave it out")
-        if option in ("eval_tokens", "val_dataset"):
-            raise Mistake(f"{where}: {option} changes what is measured, not what is trained: leave it out")
-        if is_ordered(values) and values != sorted(set(values)):
-            raise Mistake(f"{where}: {option}={values}: expected rising numbers, each once")
-        if len(set(values)) < len(values):
-            raise Mistake(f"{where}: {option}={values}: a value stands there twice")
-    return found
+def read_values(option, values, where):
+    """The checked values of an option in the grid."""
+    if not isinstance(values, list) or len(values) < 2:
+        raise Mistake(f"{where}={values!r}: expected a list of two values or more")
+    values = [read_value(option, value, where) for value in values]
+    if option not in options_of_result() or option in NOT_TUNED:
+        raise Mistake(f"{where} is not for tuning: it changes no result, or what is measured, or `seeds` says it")
+    if any(values.count(value) > 1 for value in values) or (is_ordered(values) and values != sorted(values)):
+        raise Mistake(f"{where}={values!r}: expected different values, and numbers rising")
+    return values
 
 
 def check_values(task):
-    """Raise Mistake unless every value of the grid, with all else as at the start, makes a run with the same losses."""
-    points = [task.start, *(point for _, point in neighbours(task.start, task.grid, "all"))]
+    """Raise Mistake unless every value of the grid, with all else as at the start, makes a run with the same loss."""
     val_sets = set()
-    for point in points:
+    for point in (task.start, *(point for _, point in neighbours(task.start, task.grid, "all"))):
         config = task.run(point, task.seeds[0])
         if reason := task.refusal(point):
-            raise Mistake(f"{task.path}: run {task.run_name(point, task.seeds[0])}: {reason}")
-        columns = ["val_loss", *(f"val_loss_{name}" for name in make_averages(config, [torch.zeros(1)]))]
-        if task.loss not in columns:
-            more = "; window_horizon and ema_half_life make more" if len(columns) == 1 else ""
-            raise Mistake(f"{task.path}: loss={task.loss!r}: expected one of {', '.join(columns)}{more}")
+            raise Mistake(f"{task.path}: run {config.name}: {reason}")
+        losses = ["val_loss", *(f"val_loss_{name}" for name in make_averages(config, [torch.zeros(1)]))]
+        if task.loss not in losses:
+            raise Mistake(f"loss={task.loss!r}: run {config.name} has {', '.join(losses)} only")
         val_sets.add(config.val_dataset or next(iter(parse_mix(config.dataset))))
     if len(val_sets) > 1:
-        raise Mistake(
-            f"{task.path}: losses would be on {' and on '.join(sorted(val_sets))}: set one val_dataset for all"
-        )
+        raise Mistake(f"{task.path}: losses would be on {' and on '.join(sorted(val_sets))}: set val_dataset for all")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Rounds
 
 
-def finished_runs(task, folder):
-    """{name: Config} of the finished runs in the folder; Mistake if any run in it is not one of the task's.
-
-    Those of other starts and of values that have left the grid may stay: they are part of the study.
-    """
-    there, finished = {}, {}
-    for file in sorted(folder.glob("*/config.json")):
-        options = from_record(Config, read_json(file), file, warn=False)
-        point, seed = tuple(options[option] for option in task.grid), options["seed"]
-        there |= {task.run_name(point, seed): task.run(point, seed)}
-        if (file.parent / "result.json").is_file():
-            finished[file.parent.name] = there.get(file.parent.name)
-    check_folder(folder, there, task.path)
-    return finished
-
-
-def loss_of(row, column):
-    """The loss of a row of results: inf if the run diverged."""
-    if row.get(column) is not None:
-        return row[column]
-    if row.get("val_loss") is not None:
-        raise Mistake(
-            f"run {row['name']} has ended without {column}: make it average over fewer steps, or take another"
-        )
-    return math.inf
-
-
 def all_rounds(task, measure):
-    """The certificates of all rounds, each told as it is known, and how many points were measured.
+    """(certificates of all rounds, each told as soon as it is known; how many points they took).
 
     `measure(round, points)` says their losses, {point: [loss of each seed]}, or None to end here.
     """
-    losses, told = {}, 0
-    while True:
-        rounds, missing = task.descend(losses)
+    losses, rounds, missing = {}, [], [task.start]
+    while missing:
+        told = len(rounds)
+        rounds, missing = descend(losses, task.start, task.grid, task.neighbours, task.tolerance)
         for i, found in enumerate(rounds[told:], told + 1):
             tell(task, i, found)
-        told = len(rounds)
-        if not missing:
-            break
-        refused = {point: [math.inf] * len(task.seeds) for point in missing if task.refusal(point)}
-        measured = measure(told + 1, [point for point in missing if point not in refused])
+        for point in missing:
+            if reason := task.refusal(point):
+                print(f"left out: {in_brief(dict(zip(task.grid, point, strict=True)))}: {reason}")
+                losses[point] = [math.inf] * len(task.seeds)
+        measured = measure(len(rounds) + 1, [point for point in missing if point not in losses])
         if measured is None:
             return rounds, len(losses)
-        losses |= refused | measured
+        losses |= measured
     if not math.isfinite(rounds[-1]["loss"]):
-        raise Mistake(f"{task.path}: all runs of round {told} diverged: start elsewhere")
+        raise Mistake(f"{task.path}: all runs of round {len(rounds)} diverged: start elsewhere")
     return rounds, len(losses)
 
 
-def in_brief(options):
-    """Options in words: lr 0.008, 1,320 steps."""
-    return ", ".join(in_words(option, value) for option, value in options.items())
-
-
-def by(row):
-    """A difference and its standard error."""
-    error = row["standard_error"]
-    return f"{abs(row['difference']):.4f}" + (f" ± {error:.4f}" if error is not None else "")
-
-
-def tell(task, i, found):
-    """Print what a round came to, and why the centre moved."""
-    print(f"\nround {i}: centre {in_brief(found['centre'])}: {task.loss} {found['loss']:.4f}")
-    for row in found["neighbours"]:
-        point = tuple((found["centre"] | {row["option"]: row["value"]}).values())
-        if reason := task.refusal(point):
-            row["refused"] = reason
-            print(f"  left out: {in_words(row['option'], row['value'])}: {reason}")
-    if found["holds"]:
-        print(
-            f"  it holds: none of its {len(found['neighbours'])} neighbours is better by more than {task.tolerance:g}"
-        )
-    else:
-        row = best_of(found)
-        print(f"  moves to {in_words(row['option'], row['value'])}: {row['loss']:.4f}, better by {by(row)}")
-
-
-def verdict(row):
-    if "refused" in row:
-        return "cannot be run"
-    if not math.isfinite(row["loss"]):
-        return "diverged"
-    if not row["holds"]:
-        return "better"
-    return "better, within the tolerance" if row["difference"] < 0 else "holds"
-
-
-def show(task, rounds, n_points):
-    """Print a certificate."""
-    found, n = rounds[-1], len(task.seeds)
-    table = [{"option": "(centre)", "value": "", task.loss: f"{found['loss']:.4f}"}]
-    for row in found["neighbours"]:
-        edge = found["at_edge"].get(row["option"], "")
-        table.append({"option": row["option"], "value": row["value"], task.loss: f"{row['loss']:.4f}"})
-        table[-1] |= {"difference": f"{row['difference']:+.4f}"}
-        if row["standard_error"] is not None:
-            table[-1]["std. error"] = f"{row['standard_error']:.4f}"
-        table[-1] |= {"seeds": n, "edge": edge, "": verdict(row)}
-    print(f"\ncertificate: {in_brief(found['centre'])}, {task.neighbours} neighbours, tolerance {task.tolerance:g}")
-    print_table(table)
-    for option, edge in found["at_edge"].items():
-        value, beyond = found["centre"][option], "below" if edge == "lowest" else "above"
-        print(
-            f"AT THE EDGE: {option} {value:g} is the {edge} of its grid. Nothing {beyond} it was tried: extend the grid"
-        )
-    if n == 1:
-        print("one seed: how far losses scatter is not known, and another seed may move the centre")
-    print(f"{len(rounds)} rounds, {n_points} points, {n_points * n} runs")
-
-
-def write_certificate(task, rounds, n_points, folder):
-    record = {"name": task.name, "loss_column": task.loss, "seeds": task.seeds, "tolerance": task.tolerance}
-    record |= {"neighbours_are": task.neighbours, "grid": task.grid, "start": rounds[0]["centre"], "points": n_points}
-    record |= rounds[-1] | {"rounds": rounds}
-    record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON has no infinity
-    with written(folder / "certificate.json") as file:
-        file.write((json.dumps(record, indent=1) + "\n").encode())
-    print(f"{folder / 'certificate.json'}: the certificate, with the losses of every seed in every round")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Command line
-
-
-def from_table(task, path):
-    """`measure` of `all_rounds`, from a results.csv."""
-    rows = {row["name"]: row for row in read_results([path], all_runs=True)}
-
-    def measure(i, points):
-        for name in task.runs(points):
-            if name not in rows:
-                raise Mistake(f"{path}: no run {name}, which round {i} needs: without --results it would be trained")
-        return {p: [loss_of(rows[task.run_name(p, seed)], task.loss) for seed in task.seeds] for p in points}
-
-    return measure
-
-
 def by_training(task, folder, jobs, only_plan):
-    """`measure` of `all_rounds`, which trains what is not trained yet."""
+    """`measure` of `all_rounds` that trains what is not trained yet."""
     runs = finished_runs(task, folder)
 
     def measure(i, points):
-        runs.update(task.runs(points))
-        roots = plan(task.name, runs) if runs else []
+        runs.update({task.run_name(point, seed): task.run(point, seed) for point in points for seed in task.seeds})
+        roots = plan(task.name, runs)
         segments = [s for root in roots for s in root.below()]
         waiting = [s for root in roots for s in root.to_train() if not s.given_up()]
         if waiting:
-            n = sum(s.run is not None for s in waiting)
-            print(f"\nround {i}: {len(points)} new points with {len(task.seeds)} seeds each; {n} runs to train")
-            if i == 1:
+            print(f"\nround {i}: {len(points)} new points, with {len(task.seeds)} seeds each")
+            if only_plan or i == 1:
                 study.show_plan(roots)
             if not only_plan:
                 study.check_data(runs.values())
@@ -414,16 +276,104 @@ def by_training(task, folder, jobs, only_plan):
             failed = study.train_all(segments, waiting, jobs)
             study.write_results(folder / "results.csv", segments, task.grid)
             study.end_if_failed({s: why for s, why in failed.items() if not s.given_up()})
-        results = {s.run: study.result_of(s) for s in segments if s.run and s.run in task.runs(points)}
-        return {p: [loss_of(results[task.run_name(p, seed)], task.loss) for seed in task.seeds] for p in points}
+        return losses_of(task, points, {s.run: study.result_of(s) for s in segments if s.run})
 
     return measure
+
+
+def finished_runs(task, folder):
+    """{name: Config} of the finished runs in the folder; Mistake if there is a run in it that the task would not make.
+
+    Those of other starts, seeds and values may stay: a study that grows has them all.
+    """
+    there = {}
+    for file in sorted(folder.glob("*/config.json")):
+        options = from_record(Config, read_json(file), file, warn=False)
+        point = tuple(options[option] for option in task.grid)
+        there[task.run_name(point, options["seed"])] = task.run(point, options["seed"])
+    check_folder(folder, there, task.path)
+    return {name: config for name, config in there.items() if (folder / name / "result.json").is_file()}
+
+
+def from_table(task, path):
+    """`measure` of `all_rounds` that reads a results.csv."""
+    rows = {row["name"]: row for row in read_results([path], all_runs=True)}
+    return lambda i, points: losses_of(task, points, rows)
+
+
+def losses_of(task, points, results):
+    """{point: [loss of each seed]} from {run's name: its result}; inf where it diverged."""
+    losses = {}
+    for point in points:
+        names = [task.run_name(point, seed) for seed in task.seeds]
+        for name in names:
+            if name not in results:
+                raise Mistake(f"no run {name} in this table, which a round needs; without --results it is trained")
+            if results[name].get(task.loss) is None and results[name].get("val_loss") is not None:
+                raise Mistake(f"run {name} has ended before its first {task.loss}: take another loss")
+        losses[point] = [math.inf if (x := results[name].get(task.loss)) is None else x for name in names]
+    return losses
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What came out
+
+
+def in_brief(options):
+    """Options in words: lr 0.008, 1,320 steps."""
+    return ", ".join(in_words(option, value) for option, value in options.items())
+
+
+def tell(task, i, found):
+    """Print what round `i` came to, and why the centre moves."""
+    print(f"\nround {i}: centre {in_brief(found['centre'])}: {task.loss} {found['loss']:.4f}")
+    if found["holds"]:
+        print(f"it holds: none of its {len(found['neighbours'])} neighbours is better by more than {task.tolerance:g}")
+        return
+    best = best_of(found)
+    error = "" if best["standard_error"] is None else f" ± {best['standard_error']:.4f}"
+    by = f", better by {-best['difference']:.4f}{error}"
+    print(f"it moves to {in_words(best['option'], best['value'])}: {best['loss']:.4f}{by}")
+
+
+def verdict(row):
+    if not math.isfinite(row["loss"]):
+        return "no loss"  # it diverged, or was left out
+    if row["difference"] < 0:
+        return "better, within the tolerance"
+    return "holds" if row["difference"] > 2 * (row["standard_error"] or 0) else "holds, within twice its error"
+
+
+def show(task, found):
+    """Print a certificate."""
+    table = [{"option": "(centre)", task.loss: f"{found['loss']:.4f}"}]
+    for row in found["neighbours"]:
+        error = row["standard_error"]
+        table.append({"option": row["option"], task.loss: f"{row['loss']:.4f}", "value": row["value"]})
+        table[-1] |= {"difference": f"{row['difference']:+.4f}", "± error": "" if error is None else f"{error:.4f}"}
+        table[-1] |= {"seeds": len(task.seeds), "": verdict(row)}
+    print(f"\ncertificate: {in_brief(found['centre'])}; {task.neighbours} neighbours, tolerance {task.tolerance:g}")
+    print_table(table)
+    for option, edge in found["at_edge"].items():
+        value, beyond = in_words(option, found["centre"][option]), "below" if edge == "lowest" else "above"
+        print(f"AT THE EDGE: {value} is the {edge} in its grid; nothing {beyond} it was tried, so extend the grid")
+    if len(task.seeds) == 1:
+        print("one seed: another one may well have another centre")
+
+
+def write_certificate(task, rounds, path):
+    record = {"name": task.name, "loss_column": task.loss, "seeds": task.seeds, "tolerance": task.tolerance}
+    record |= {"neighbours_are": task.neighbours, "grid": task.grid} | rounds[-1] | {"rounds": rounds}
+    record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON has no infinity
+    with written(path) as file:
+        file.write((json.dumps(record, indent=1) + "\n").encode())
+    print(f"{path}: the certificate, with the losses of every seed in every round")
 
 
 def run(args=None):
     parser = study.make_parser(__doc__)
     parser.add_argument("--loss", help="column of results.csv to tune, such as val_loss_ema")
-    parser.add_argument("--results", help="take losses from this results.csv, or the one in this folder; train nothing")
+    parser.add_argument("--results", help="read losses from this results.csv, or a folder's; train nothing")
     args, flags = study.parse_args(parser, args)
     task = read_task(args.config, flags, args.loss)
     if args.results:
@@ -435,9 +385,10 @@ def run(args=None):
         with study.stopping(jobs):
             rounds, n_points = all_rounds(task, by_training(task, folder, jobs, args.plan))
     if rounds and rounds[-1]["holds"]:
-        show(task, rounds, n_points)
+        show(task, rounds[-1])
+        print(f"{len(rounds)} rounds, {n_points} points, {n_points * len(task.seeds)} runs")
         if not args.plan:
-            write_certificate(task, rounds, n_points, folder)
+            write_certificate(task, rounds, folder / "certificate.json")
 
 
 if __name__ == "__main__":
