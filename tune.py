@@ -11,8 +11,8 @@ A config file assigns options of train.py for all runs, as a study's does (study
     start = dict(lr=8e-3, weight_decay=0.1)
     seeds = [0, 1, 2]          # each is the seed and the data_seed of a run, and losses are means over them
     tolerance = 0.003          # in nats per token; by default 0
-    neighbours = "adjacent"    # or "all"
-    loss = "val_loss"          # or that of an average, such as val_loss_ema; --loss says so, too
+    neighbours = "adjacent"    # the default, or "all"
+    loss = "val_loss"          # the default, or that of an average, as in --loss=val_loss_ema
 
 A round trains a centre, and its neighbours: points that differ from it in one option. If one of them is better by more
 than the tolerance, the best becomes the centre of the next round. If none is, the centre holds. "adjacent" neighbours
@@ -35,15 +35,16 @@ import torch
 
 import study
 from checkpoint import written
-from config import Mistake, from_record, main, run_file
+from config import Mistake, from_record, main, parse, run_file
+from config import option as field
 from data import parse_mix
 from planner import check_folder, name_part, options_of_result, plan, read_flags, read_value, take_name_and_base
 from tables import in_words, print_table, read_results
 from tracking import read_json
 from train import Config, check, make_averages
 
-DEFAULTS = {"tolerance": 0.0, "neighbours": "adjacent", "loss": "val_loss"}
 KINDS = ("adjacent", "all")  # of neighbours
+RULES = ("seeds", "tolerance", "neighbours", "loss")  # what a config file, or a flag, says of the descent
 NOT_TUNED = ("seed", "data_seed", "val_dataset", "eval_tokens")  # the last two change what is measured
 
 
@@ -138,10 +139,10 @@ class Task:
     common: dict  # options of all runs
     grid: dict  # {option: its values}
     start: tuple  # a point
-    seeds: list
-    tolerance: float
-    neighbours: str  # one of KINDS
-    loss: str  # column of results.csv
+    seeds: tuple[int, ...] = field((), "run", least=0, most=2**63 - 1)
+    tolerance: float = field(0.0, "run", least=0)
+    neighbours: str = field("adjacent", "run", choices=KINDS)
+    loss: str = field("val_loss", "run")  # column of results.csv
 
     def run_name(self, point, seed):
         """What the run is called, whatever else is in the grid."""
@@ -161,15 +162,14 @@ class Task:
             return str(error)
 
 
-def read_task(path, flags=(), loss=None):
-    """The Task of a config file, --key=value flags and --loss, which win over it; Mistake for what it may not say."""
+def read_task(path, flags=()):
+    """The Task of a config file and --key=value flags, which win over it; Mistake for what they may not say."""
     values, lines = run_file(path)
-    name, base = take_name_and_base(path, values)
     if lacking := [key for key in ("grid", "start", "seeds") if key not in values]:
         raise Mistake(f"{path} lacks {lacking[0]}: `python tune.py --help` shows what such a file says")
-    own = {key: values.pop(key, DEFAULTS.get(key)) for key in ("grid", "start", "seeds", *DEFAULTS)}
-    where = {key: f"{path}:{lines.get(key, '?')}: {key}" for key in (*own, *values)}
-    grid, start, seeds, tolerance, kind = map(own.get, ("grid", "start", "seeds", "tolerance", "neighbours"))
+    where = {key: f"{path}:{lines.get(key, '?')}: {key}" for key in values}
+    name, base = take_name_and_base(path, values)
+    grid, start = values.pop("grid"), values.pop("start")
 
     if not isinstance(grid, dict) or not grid:
         raise Mistake(f"{where['grid']}={grid!r}: expected dict(option=[values], ...)")
@@ -180,20 +180,18 @@ def read_task(path, flags=(), loss=None):
     for option, value in start.items():
         if value not in grid[option]:
             raise Mistake(f"{where['start']}: {option}={value!r} is not in its grid, {grid[option]}: add it there")
-    if not isinstance(seeds, list) or not seeds or any(seeds.count(seed) > 1 for seed in seeds):
-        raise Mistake(f"{where['seeds']}={seeds!r}: expected a list of different whole numbers")
-    seeds = [read_value("seed", seed, where["seeds"]) for seed in seeds]
-    if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
-        raise Mistake(f"{where['tolerance']}={tolerance!r}: expected a number, at least 0")
-    if kind not in KINDS:
-        raise Mistake(f"{where['neighbours']}={kind!r}: expected one of {', '.join(KINDS)}")
 
+    rules = {key: parse(Task, key, values.pop(key), where[key]) for key in RULES if key in values}
+    of_rules = [flag for flag in flags if flag[2:].partition("=")[0] in RULES]
+    for key, _, text in (flag[2:].partition("=") for flag in of_rules):
+        rules[key] = parse(Task, key, text, f"--{key}", text=True)
+    if not rules["seeds"] or len(set(rules["seeds"])) < len(rules["seeds"]):
+        raise Mistake(f"{where['seeds']}={rules['seeds']}: expected one seed or more, all different")
     common = {option: read_value(option, value, where[option]) for option, value in values.items()}
-    common |= read_flags(flags)
+    common |= read_flags([flag for flag in flags if flag not in of_rules])
     if taken := [option for option in common if option in grid or option in ("seed", "data_seed")]:
         raise Mistake(f"{path}: {taken[0]}={common[taken[0]]!r}: grid or seeds say it; leave it out here")
-    point = tuple(start.values())
-    task = Task(str(path), name, base | common, grid, point, seeds, tolerance, kind, loss or own["loss"])
+    task = Task(str(path), name, base | common, grid, tuple(start.values()), **rules)
     check_values(task)
     return task
 
@@ -234,22 +232,24 @@ def all_rounds(task, measure):
 
     `measure(round, points)` says their losses, {point: [loss of each seed]}, or None to end here.
     """
-    losses, rounds, missing = {}, [], [task.start]
-    while missing:
-        told = len(rounds)
+    losses, told = {}, 0
+    while True:
         rounds, missing = descend(losses, task.start, task.grid, task.neighbours, task.tolerance)
         for i, found in enumerate(rounds[told:], told + 1):
             tell(task, i, found)
+        told = len(rounds)
+        if not missing:
+            break
         for point in missing:
             if reason := task.refusal(point):
                 print(f"left out: {in_brief(dict(zip(task.grid, point, strict=True)))}: {reason}")
                 losses[point] = [math.inf] * len(task.seeds)
-        measured = measure(len(rounds) + 1, [point for point in missing if point not in losses])
+        measured = measure(told + 1, [point for point in missing if point not in losses])
         if measured is None:
             return rounds, len(losses)
         losses |= measured
     if not math.isfinite(rounds[-1]["loss"]):
-        raise Mistake(f"{task.path}: all runs of round {len(rounds)} diverged: start elsewhere")
+        raise Mistake(f"{task.path}: all runs of round {told} diverged: start elsewhere")
     return rounds, len(losses)
 
 
@@ -372,10 +372,9 @@ def write_certificate(task, rounds, path):
 
 def run(args=None):
     parser = study.make_parser(__doc__)
-    parser.add_argument("--loss", help="column of results.csv to tune, such as val_loss_ema")
     parser.add_argument("--results", help="read losses from this results.csv, or a folder's; train nothing")
     args, flags = study.parse_args(parser, args)
-    task = read_task(args.config, flags, args.loss)
+    task = read_task(args.config, flags)
     if args.results:
         folder = Path(args.results) if Path(args.results).is_dir() else Path(args.results).parent
         rounds, n_points = all_rounds(task, from_table(task, args.results))
