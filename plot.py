@@ -10,6 +10,7 @@
     python plot.py envelope results.csv                             # loss against FLOPs, over model sizes (12 left)
     python plot.py diagonal results.csv                             # cosine against cooldown (12 right)
     python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
+    python plot.py certificate runs/tune_small                      # of tune.py: loss around the best settings
 
 Runs that differ in their seeds alone become a mean, with the standard deviation of single runs as a bar. Numbers in
 brackets are the figures of Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of results/.
@@ -83,7 +84,10 @@ def draw(axes, lines, look):
 
 def spread(lines):
     """What dots and bars are, for the legend's heading."""
-    n = [n for line in lines for n in line.n]
+    return spread_of([n for line in lines for n in line.n])
+
+
+def spread_of(n):
     return f"mean over {span(n, 'seed')} ± 1 standard deviation" if max(n) > 1 else "one seed each: spread unknown"
 
 
@@ -417,12 +421,40 @@ def plot_cost(args):
     return finish(figure, f"Cost of a study of {len(rows)} runs")
 
 
+def plot_certificate(args):
+    """Loss against each option through the centre of a certificate, over the values of its grid."""
+    path = Path(args.certificate)
+    file = path / "certificate.json" if path.is_dir() else path
+    with config.mistakes(file):
+        found = json.loads("".join(tables.read_lines(file)))
+    grid, centre, n = found["grid"], found["centre"], len(found["seeds"])
+    figure, panels = plt.subplots(1, len(grid), figsize=(max(6.5, 3.2 * len(grid)), 4), squeeze=False, sharey=True)
+    for axes, (option, values) in zip(panels.flat, grid.items(), strict=True):
+        rows = [{"value": centre[option], "losses": found["losses"]}]
+        rows += [row for row in found["neighbours"] if row["option"] == option]
+        points = sorted((values.index(row["value"]), row["losses"]) for row in rows)
+        ended = [(at, losses) for at, losses in points if None not in losses]
+        x, losses = zip(*ended, strict=True)
+        bars = [tables.std(of_seeds) for of_seeds in losses] if n > 1 else None
+        look = {"color": "0.2", "marker": "o", "elinewidth": 0.9, "capsize": 2.5, "label": "one option changed"}
+        axes.errorbar(x, [np.mean(of_seeds) for of_seeds in losses], bars, **look)
+        ring = {"ms": 13, "mfc": "none", "mec": LOOKS["cosine (OneCycle)"][0], "mew": 1.2, "linestyle": ""}
+        axes.plot(values.index(centre[option]), found["loss"], "o", **ring)
+        for at in (at for at, losses in points if None in losses):
+            cross = {"color": OTHERS[4][0], "clip_on": False, "linestyle": "", "ms": 8}
+            axes.plot(at, 0.97, "x", transform=axes.get_xaxis_transform(), label="no loss", **cross)
+        axes.set_xticks(range(len(values)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+        axes.set(xlabel=option, xlim=(-0.5, len(values) - 0.5), ylabel=LOSS if axes is panels[0, 0] else "")
+    best = ", ".join(map(in_words, centre, centre.values()))
+    return finish(figure, f"{found['name']}: final loss around {best} (ring)", spread_of([n]))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Command line
 
 
 FIGURES = (plot_schedules, plot_curves, plot_interpolation, plot_lr, plot_cooldown_length, plot_cooldown_shape)
-FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_cost)
+FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_cost, plot_certificate)
 
 
 def run(args=None):
@@ -442,6 +474,8 @@ def run(args=None):
         elif plot is plot_curves:
             figure.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
             figure.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before it")
+        elif plot is plot_certificate:
+            figure.add_argument("certificate", help="certificate.json of tune.py, or its folder")
         elif plot is plot_interpolation:
             figure.add_argument("files", nargs="+", help="a line in the figure each")
         else:

@@ -78,16 +78,17 @@ def edges(centre, grid):
 
 
 def compare(losses, centre):
-    """(mean difference to the centre, its standard error) of losses, seed by seed; the error is None without a spread.
+    """(mean difference to the centre, its standard error) of losses, seed by seed; without a spread the error is None.
 
-    A loss that diverged is inf. Infinitely bad is no better than infinitely bad: that difference is inf.
+    What diverged is inf, and no better than what else diverged: that difference is inf.
     """
-    if not all(map(math.isfinite, losses)):
+    if math.inf in losses:
         return math.inf, None
-    if not all(map(math.isfinite, centre)):
-        return -math.inf, None
-    above = [a - b for a, b in zip(losses, centre, strict=True)]
-    return statistics.mean(above), statistics.stdev(above) / math.sqrt(len(above)) if len(above) > 1 else None
+    difference = statistics.mean(losses) - statistics.mean(centre)
+    if len(losses) == 1 or math.isinf(difference):
+        return difference, None
+    pairs = [a - b for a, b in zip(losses, centre, strict=True)]
+    return difference, statistics.stdev(pairs) / math.sqrt(len(pairs))
 
 
 def certificate(losses, centre, grid, kind, tolerance=0.0):
@@ -261,7 +262,7 @@ def by_training(task, folder, jobs, only_plan):
         runs.update({task.run_name(point, seed): task.run(point, seed) for point in points for seed in task.seeds})
         roots = plan(task.name, runs)
         segments = [s for root in roots for s in root.below()]
-        waiting = [s for root in roots for s in root.to_train() if not s.given_up()]
+        waiting, failed = [s for root in roots for s in root.to_train() if not s.given_up()], {}
         if waiting:
             print(f"\nround {i}: {len(points)} new points, with {len(task.seeds)} seeds each")
             if only_plan or i == 1:
@@ -274,8 +275,9 @@ def by_training(task, folder, jobs, only_plan):
                 return None
             (folder / "certificate.json").unlink(missing_ok=True)  # it may be of another grid
             failed = study.train_all(segments, waiting, jobs)
+        if not only_plan:
             study.write_results(folder / "results.csv", segments, task.grid)
-            study.end_if_failed({s: why for s, why in failed.items() if not s.given_up()})
+        study.end_if_failed({s: why for s, why in failed.items() if not s.given_up()})
         return losses_of(task, points, {s.run: study.result_of(s) for s in segments if s.run})
 
     return measure
@@ -302,17 +304,17 @@ def from_table(task, path):
 
 
 def losses_of(task, points, results):
-    """{point: [loss of each seed]} from {run's name: its result}; inf where it diverged."""
-    losses = {}
-    for point in points:
-        names = [task.run_name(point, seed) for seed in task.seeds]
-        for name in names:
-            if name not in results:
-                raise Mistake(f"no run {name} in this table, which a round needs; without --results it is trained")
-            if results[name].get(task.loss) is None and results[name].get("val_loss") is not None:
-                raise Mistake(f"run {name} has ended before its first {task.loss}: take another loss")
-        losses[point] = [math.inf if (x := results[name].get(task.loss)) is None else x for name in names]
-    return losses
+    """{point: [loss of each seed]} from {run's name: its result}."""
+
+    def loss(name):
+        if name not in results:
+            raise Mistake(f"no run {name} in this table, which the descent needs; without --results it is trained")
+        found = results[name].get(task.loss)
+        if found is None and results[name].get("val_loss") is not None:
+            raise Mistake(f"run {name} has ended before its first {task.loss}: tune another loss")
+        return math.inf if found is None else found  # it diverged
+
+    return {point: [loss(task.run_name(point, seed)) for seed in task.seeds] for point in points}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -329,11 +331,11 @@ def tell(task, i, found):
     print(f"\nround {i}: centre {in_brief(found['centre'])}: {task.loss} {found['loss']:.4f}")
     if found["holds"]:
         print(f"it holds: none of its {len(found['neighbours'])} neighbours is better by more than {task.tolerance:g}")
-        return
-    best = best_of(found)
-    error = "" if best["standard_error"] is None else f" ± {best['standard_error']:.4f}"
-    by = f", better by {-best['difference']:.4f}{error}"
-    print(f"it moves to {in_words(best['option'], best['value'])}: {best['loss']:.4f}{by}")
+    else:
+        best = best_of(found)
+        to, error = in_words(best["option"], best["value"]), best["standard_error"]
+        by = f"{-best['difference']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+        print(f"it moves to {to}: {best['loss']:.4f}, better by {by}")
 
 
 def verdict(row):
@@ -346,12 +348,12 @@ def verdict(row):
 
 def show(task, found):
     """Print a certificate."""
-    table = [{"option": "(centre)", task.loss: f"{found['loss']:.4f}"}]
+    table = [{"option": "(centre)", "value": "", task.loss: f"{found['loss']:.4f}"}]
     for row in found["neighbours"]:
-        error = row["standard_error"]
-        table.append({"option": row["option"], task.loss: f"{row['loss']:.4f}", "value": row["value"]})
-        table[-1] |= {"difference": f"{row['difference']:+.4f}", "± error": "" if error is None else f"{error:.4f}"}
-        table[-1] |= {"seeds": len(task.seeds), "": verdict(row)}
+        error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
+        cells = {"option": row["option"], "value": row["value"], task.loss: f"{row['loss']:.4f}"}
+        cells |= {"difference": f"{row['difference']:+.4f}", "±": error, "seeds": len(task.seeds)}
+        table.append(cells | {"edge": found["at_edge"].get(row["option"], ""), "": verdict(row)})
     print(f"\ncertificate: {in_brief(found['centre'])}; {task.neighbours} neighbours, tolerance {task.tolerance:g}")
     print_table(table)
     for option, edge in found["at_edge"].items():
@@ -385,7 +387,7 @@ def run(args=None):
             rounds, n_points = all_rounds(task, by_training(task, folder, jobs, args.plan))
     if rounds and rounds[-1]["holds"]:
         show(task, rounds[-1])
-        print(f"{len(rounds)} rounds, {n_points} points, {n_points * len(task.seeds)} runs")
+        print(f"{len(rounds)} rounds, {n_points} points of {len(task.seeds)} seeds")
         if not args.plan:
             write_certificate(task, rounds, folder / "certificate.json")
 

@@ -241,7 +241,7 @@ def test_runs_of_other_starts_stay_and_count_and_those_of_other_options_are_refu
     before = ages(tuned)
     tune.run([*args, "--plan"])
     out = capsys.readouterr().out
-    assert ages(tuned) == before and "certificate: lr 0.01, 16 steps" in out and "1 rounds, 3 points, 6 runs" in out
+    assert ages(tuned) == before and "certificate: lr 0.01, 16 steps" in out and "1 rounds, 3 points of 2 seeds" in out
     with pytest.raises(ValueError, match="belongs to another study: its run .* has beta1=0.9, here it is 0.8"):
         tune.run([*args, "--beta1=0.8"])
     text = text.replace("grid = dict(", "grid = dict(beta1=[0.8, 0.9], ").replace(
