@@ -29,6 +29,7 @@ figures: .venv/installed
 	$(RUN) plot.py cost results/ladder --out=results/ladder/cost.png
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
 		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
+	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

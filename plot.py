@@ -438,8 +438,7 @@ def plot_certificate(args):
         bars = [tables.std(of_seeds) for of_seeds in losses] if n > 1 else None
         look = {"color": "0.2", "marker": "o", "elinewidth": 0.9, "capsize": 2.5, "label": "one option changed"}
         axes.errorbar(x, [np.mean(of_seeds) for of_seeds in losses], bars, **look)
-        ring = {"ms": 13, "mfc": "none", "mec": LOOKS["cosine (OneCycle)"][0], "mew": 1.2, "linestyle": ""}
-        axes.plot(values.index(centre[option]), found["loss"], "o", **ring)
+        axes.plot(values.index(centre[option]), found["loss"], "o", ms=13, mfc="none", mec="0.2", mew=0.8)
         for at in (at for at, losses in points if None in losses):
             cross = {"color": OTHERS[4][0], "clip_on": False, "linestyle": "", "ms": 8}
             axes.plot(at, 0.97, "x", transform=axes.get_xaxis_transform(), label="no loss", **cross)

@@ -3,6 +3,9 @@
 A model of 68,000 parameters at 10 tokens per parameter, with a linear cooldown and three seeds.
 
     python tune.py configs/tune_small.py --jobs=2
+
+On two cores that other programs shared, its 24 runs took 5.7 minutes. A peak of 1.6e-2 with a weight decay of 0.1
+holds, at 1.841. No weight decay is behind by 0.004 ± 0.044 only, which three seeds do not tell apart.
 """
 
 base = "configs/small.py"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 import plot
 import schedules
 import tables
+import tune
 from config import Mistake
 
 
@@ -368,6 +369,23 @@ def test_cost(table, figure, capsys):
     alone, shared = ([bar.get_height() for bar in bars] for bars in right.containers)
     assert (alone, shared) == (pytest.approx([3, 3, 6]), pytest.approx([1.5, 2, 3.5]))
     assert "58.3% of each run alone" in capsys.readouterr().out
+
+
+def test_certificate(tmp_path, figure):
+    losses = {(1e-3, 0.1): [3.0, 3.2], (2e-3, 0.1): [2.0, 2.2], (4e-3, 0.1): [math.inf, 2.0], (2e-3, 0.4): [2.5, 2.5]}
+    grid = {"lr": [1e-3, 2e-3, 4e-3], "weight_decay": [0.1, 0.4, 1.6]}
+    found = tune.certificate(losses, (2e-3, 0.1), grid, "adjacent")
+    file = tmp_path / "certificate.json"
+    file.write_text(json.dumps({"name": "x", "grid": grid, "seeds": [0, 1], **found}).replace("Infinity", "null"))
+    drawn = figure("certificate", str(tmp_path))
+    left, right = drawn.axes
+    assert lines_of(left) == {"one option changed": ([0, 1], [3.1, 2.1]), "no loss": ([2], [0.97])}
+    assert lines_of(right)["one option changed"] == ([0, 1], [2.1, 2.5])
+    assert [label.get_text() for label in right.get_xticklabels()] == ["0.1", "0.4", "1.6"]
+    assert drawn.get_suptitle() == "x: final loss around lr 0.002, weight_decay 0.1 (ring)"
+    file.write_text("{")
+    with pytest.raises(Mistake, match="certificate.json: "):
+        plot.run(["certificate", str(file), f"--out={tmp_path / 'x.png'}"])
 
 
 def test_a_schedule_looks_the_same_everywhere_and_lines_differ_in_grey():

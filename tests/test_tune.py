@@ -186,6 +186,11 @@ def folder_of(args):
     return Path(args[0]).parent / "runs" / "some"
 
 
+def rows_of(args):
+    with open(folder_of(args) / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
 def certificate_of(args):
     return json.loads((folder_of(args) / "certificate.json").read_text())
 
@@ -229,6 +234,9 @@ def test_the_certificate_again_from_the_table_alone(tuned, tmp_path, data_dir):
     shutil.copy(folder_of(tuned) / "results.csv", folder_of(args))
     tune.run([*args, f"--results={folder_of(args)}"])
     assert certificate_of(args) == certificate_of(tuned)
+    tune.run([*args, f"--results={folder_of(args)}", "--loss=val_loss_ema"])
+    row = next(row for row in rows_of(args) if row["name"] == "lr0.01_total-steps16_seed1")
+    assert certificate_of(args)["losses"][1] == float(row["val_loss_ema"]) != float(row["val_loss"])
     table = folder_of(args) / "results.csv"
     table.write_text("".join(line for line in table.open() if "lr0.001_total-steps16_seed1" not in line))
     with pytest.raises(ValueError, match="no run lr0.001_total-steps16_seed1 in this table"):
