@@ -15,6 +15,7 @@ import torch
 from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
+import planner
 import schedules
 import train as trainer
 from train import Config
@@ -530,8 +531,14 @@ def test_update_with_bad_gradient_is_skipped(run, tmp_path, monkeypatch):
 
 def test_ten_bad_gradients_in_a_row_end_the_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "Llama", Faulty)
-    Faulty.calls, Faulty.bad = 0, set(range(6 * 25, 6 * 40))
+    Faulty.calls, Faulty.bad = 0, set(range(6 * 33, 6 * 50))  # the evaluation at step 40 falls into it
     with pytest.raises(FloatingPointError, match="10 gradients in a row"):
         run()
-    assert newest(tmp_path, "run")["progress"]["step"] == 20
+    assert newest(tmp_path, "run")["progress"]["step"] == 40
     assert not (tmp_path / "runs/run/result.json").exists()
+    segment = planner.Segment(0, 60, Config(name="run", out_dir=str(tmp_path / "runs")), "run", "run")
+    later = planner.Segment(60, 80, Config(name="later", out_dir=str(tmp_path / "runs")), "later", "run", segment)
+    assert segment.given_up()["step"] == 43 == later.given_up()["step"]
+    log = tmp_path / "runs/run/log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # one fewer
+    assert segment.given_up() is None
