@@ -304,7 +304,8 @@ def train_all(segments, waiting, jobs):
                     failed[segment] = f"{last_line(segment.folder / 'output.txt')} (exit status {status})"
                     if segment.run and segment.is_trained():
                         failed[segment] = f"it is finished, but {segment.checkpoint}, where others go on from, is gone"
-                    bar.write(f"FAILED  {segment.folder}: {failed[segment]}")
+                    told = "DIVERGED" if segment.given_up() else "FAILED"
+                    bar.write(f"{told}  {segment.folder}: {failed[segment]}")
                     continue
                 flops_done += segment.flops
                 if segment.run:

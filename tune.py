@@ -39,7 +39,7 @@ from config import Mistake, from_record, main, parse, run_file
 from config import option as field
 from data import parse_mix
 from planner import check_folder, name_part, options_of_result, plan, read_flags, read_value, take_name_and_base
-from tables import in_words, print_table, read_results
+from tables import in_words, print_table, read_results, span
 from tracking import read_json
 from train import Config, check, make_averages
 
@@ -256,23 +256,25 @@ def all_rounds(task, measure):
 
 def by_training(task, folder, jobs, only_plan):
     """`measure` of `all_rounds` that trains what is not trained yet."""
-    runs = finished_runs(task, folder)
+    runs, told = finished_runs(task, folder), False
 
     def measure(i, points):
+        nonlocal told
         runs.update({task.run_name(point, seed): task.run(point, seed) for point in points for seed in task.seeds})
         roots = plan(task.name, runs)
         segments = [s for root in roots for s in root.below()]
         waiting, failed = [s for root in roots for s in root.to_train() if not s.given_up()], {}
         if waiting:
-            print(f"\nround {i}: {len(points)} new points, with {len(task.seeds)} seeds each")
-            if only_plan or i == 1:
+            n = sum(s.run is not None for s in waiting)
+            print(f"\nround {i}: {span([n], 'run')} to train, of {span([len(points)], 'new point')}")
+            if not told:
                 study.show_plan(roots)
-            if not only_plan:
-                study.check_data(runs.values())
-                study.check_room(folder, waiting)
-            study.show_time(segments, waiting, jobs)
+                study.show_time(segments, waiting, jobs)
+                told = True
             if only_plan:
                 return None
+            study.check_data(runs.values())
+            study.check_room(folder, waiting)
             (folder / "certificate.json").unlink(missing_ok=True)  # it may be of another grid
             failed = study.train_all(segments, waiting, jobs)
         if not only_plan:
@@ -356,9 +358,14 @@ def show(task, found):
         table.append(cells | {"edge": found["at_edge"].get(row["option"], ""), "": verdict(row)})
     print(f"\ncertificate: {in_brief(found['centre'])}; {task.neighbours} neighbours, tolerance {task.tolerance:g}")
     print_table(table)
+    limits = {option.name: option.metadata for option in dataclasses.fields(Config)}
     for option, edge in found["at_edge"].items():
-        value, beyond = in_words(option, found["centre"][option]), "below" if edge == "lowest" else "above"
-        print(f"AT THE EDGE: {value} is the {edge} in its grid; nothing {beyond} it was tried, so extend the grid")
+        value = found["centre"][option]
+        if value not in (limits[option]["least"], limits[option]["most"]):  # 0 is as low as a weight decay gets
+            beyond = "below" if edge == "lowest" else "above"
+            print(
+                f"AT THE EDGE: {in_words(option, value)} is the {edge} of its grid, and nothing {beyond} it was tried"
+            )
     if len(task.seeds) == 1:
         print("one seed: another one may well have another centre")
 
@@ -387,7 +394,7 @@ def run(args=None):
             rounds, n_points = all_rounds(task, by_training(task, folder, jobs, args.plan))
     if rounds and rounds[-1]["holds"]:
         show(task, rounds[-1])
-        print(f"{len(rounds)} rounds, {n_points} points of {len(task.seeds)} seeds")
+        print(", ".join([span([len(rounds)], "round"), span([n_points], "point"), span([len(task.seeds)], "seed")]))
         if not args.plan:
             write_certificate(task, rounds, folder / "certificate.json")
 

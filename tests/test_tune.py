@@ -225,7 +225,7 @@ def test_the_same_command_again_trains_nothing(tuned, capsys):
     tune.run(tuned)
     out = capsys.readouterr().out
     assert ages(tuned) == before and certificate_of(tuned) == found and "to train" not in out
-    assert "AT THE EDGE: 16 steps is the highest in its grid; nothing above it was tried" in out
+    assert "AT THE EDGE: 16 steps is the highest of its grid, and nothing above it was tried" in out
 
 
 def test_the_certificate_again_from_the_table_alone(tuned, tmp_path, data_dir):
@@ -249,7 +249,7 @@ def test_runs_of_other_starts_stay_and_count_and_those_of_other_options_are_refu
     before = ages(tuned)
     tune.run([*args, "--plan"])
     out = capsys.readouterr().out
-    assert ages(tuned) == before and "certificate: lr 0.01, 16 steps" in out and "1 rounds, 3 points of 2 seeds" in out
+    assert ages(tuned) == before and "certificate: lr 0.01, 16 steps" in out and "1 round, 3 points, 2 seeds" in out
     with pytest.raises(ValueError, match="belongs to another study: its run .* has beta1=0.9, here it is 0.8"):
         tune.run([*args, "--beta1=0.8"])
     text = text.replace("grid = dict(", "grid = dict(beta1=[0.8, 0.9], ").replace(
