@@ -107,6 +107,11 @@ def certificate(losses, centre, grid, kind, tolerance=0.0):
     return found | {"holds": all(row["holds"] for row in around)}
 
 
+def best_of(certificate):
+    """The neighbour of the lowest loss."""
+    return min(certificate["neighbours"], key=lambda row: row["loss"])
+
+
 def descend(losses, start, grid, kind, tolerance=0.0):
     """(certificates of all rounds, points whose losses the next round still needs) from `start` on.
 
@@ -122,11 +127,6 @@ def descend(losses, start, grid, kind, tolerance=0.0):
             return rounds, []
         best = best_of(rounds[-1])
         centre = tuple((rounds[-1]["centre"] | {best["option"]: best["value"]}).values())
-
-
-def best_of(certificate):
-    """The neighbour of the lowest loss."""
-    return min(certificate["neighbours"], key=lambda row: row["loss"])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def read_task(path, flags=()):
     if taken := [option for option in common if option in grid or option in ("seed", "data_seed")]:
         raise Mistake(f"{path}: {taken[0]}={common[taken[0]]!r}: grid or seeds say it; leave it out here")
     task = Task(str(path), name, base | common, grid, tuple(start.values()), **rules)
-    check_values(task)
+    check_grid(task)
     return task
 
 
@@ -209,7 +209,7 @@ def read_values(option, values, where):
     return values
 
 
-def check_values(task):
+def check_grid(task):
     """Raise Mistake unless every value of the grid, with all else as at the start, makes a run with the same loss."""
     val_sets = set()
     for point in (task.start, *(point for _, point in neighbours(task.start, task.grid, "all"))):
