@@ -29,7 +29,6 @@ import torch
 import checkpoint
 import data
 import laws
-import optim
 import prepare_data
 import scaling
 import text_sources
@@ -39,7 +38,7 @@ from config import HERE, load, main, mistakes
 from model import Llama, Shape
 from parallel import autocast, choose_device, use_bf16
 from tables import print_table
-from train import Config
+from train import Config, make_optimizer
 
 VOCAB_SIZE = 50257  # GPT-2's
 ROUNDS = 5
@@ -80,7 +79,7 @@ def trainer(pipe, config, bf16, compiled, device):
         choose_device(device)  # as train.py; the baseline is torch as it comes
     torch.manual_seed(0)
     model = Llama(Shape.of(config, VOCAB_SIZE)).to(device)
-    optimizer = optim.build(config.optimizer, model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = make_optimizer(config, model)
     forward = torch.compile(model, dynamic=False) if compiled else model
     tokens = torch.randint(VOCAB_SIZE, (config.micro_batch_size, config.seq_len + 1)).to(device)
 

@@ -67,7 +67,7 @@ def option(default, kind, least=-math.inf, most=math.inf, above=-math.inf, below
     Bounds hold for a number and for each number of a tuple; None is within any bounds. `choices`, if there are any, are
     all the values that it takes.
     """
-    limits = {"least": least, "most": most, "above": above, "below": below, "choices": tuple(choices)}
+    limits = {"least": least, "most": most, "above": above, "below": below, "choices": choices}
     return dataclasses.field(default=default, metadata={"kind": kind} | limits)
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import averaging
 import checkpoint
+import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
 from data import ValSet, check_tokenizer, parse_mix
 from model import load_model
@@ -35,11 +36,19 @@ EVEN = ("uniform", "linear")  # --weights that do not depend on the order
 
 
 def read(path, parts=NEEDED, mmap=False):
-    """A checkpoint, with all of today's options in its "config"; Mistake if it is none. For `mmap` see `load`."""
+    """A checkpoint, with all of today's options in its "config", and as its "model" the weights that it stands for.
+
+    Mistake if it is none. For `mmap` see `load`: it is for a look at all but the weights, which are those as saved.
+    """
     with mistakes():
         state = checkpoint.load(path, mmap)
     check_state(state, path, parts)
-    return state | {"config": from_record(Config, state["config"], path, warn=mmap)}
+    state |= {"config": from_record(Config, state["config"], path, warn=mmap)}
+    if not mmap:
+        with mistakes(path):
+            name, optimizer = state["config"]["optimizer"], state.get("optimizer")
+            state["model"] = optim.final_weights(name, state["model"], optimizer)
+    return state
 
 
 def build_model(state, path, device):
@@ -158,10 +167,11 @@ def evaluate_merge(args, task, paths):
     paths = in_order(task, paths, shape)
     last = read(paths[-1], PARTS if args.out else NEEDED)
     with mistakes():
-        last["model"] = averaging.merge(paths, weights, load=checkpoint.load)
+        last["model"] = averaging.merge(paths, weights, load=read)
     task.add(build_model(last, paths[-1], task.device), merge=f"{len(paths)} checkpoints, {shape}")
     if args.out:  # what it goes on from is the last one, but no loss and no average is of these weights
         last |= {"averages": {}, "config": to_record(Config(**last["config"]))}
+        last["optimizer"] = optim.from_final(last["optimizer"])
         last["merged"] = {"paths": [str(path) for path in paths], "weights": weights}
         last["progress"] |= {"losses": None, "train_loss": None}
         checkpoint.write(Path(args.out), last)

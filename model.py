@@ -103,6 +103,7 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head, self.head_size = shape.n_head, shape.kv_heads, shape.head_size
         self.qk_norm = shape.qk_norm
         self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
+        self.qkv.parts = tuple(heads * self.head_size for heads in (self.n_head, self.n_kv_head, self.n_kv_head))
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
 
     def forward(self, x, cos, sin):

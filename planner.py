@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+import optim
 import scaling
 from bins import TOKENIZERS
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, parse_mix, read_meta
-from model import Shape
+from model import Llama, Shape
 from tracking import lines_up_to, read_json
 from train import MAX_SKIPS, Config, check, every, make_schedule, train
 
@@ -250,9 +252,10 @@ def flags_of(config):
 def group_of(config):
     """Text that is equal for runs that differ in schedule and length only, or in what changes no result.
 
-    Only what differs from the defaults is in it, so that it stays when an option is added.
+    Only what differs from the defaults is in it, so that it stays when an option is added. An optimizer that reads the
+    length of the run makes runs of other lengths other runs from their first step.
     """
-    apart = names(Config, "schedule")
+    apart = {*names(Config, "schedule")} - {*optim.OPTIMIZERS[config.optimizer].facts}
     values = {name: getattr(config, name) for name in options_of_result() if name not in apart}
     return json.dumps({k: values[k] for k in sorted(values) if values[k] != getattr(Config, k)})
 
@@ -347,10 +350,17 @@ def disk(segments):
     total = 0
     for segment in segments:
         c = segment.config
-        copies = 3 + (c.window_keep + 1) * bool(c.window_horizon) + len(c.ema_decay) + len(c.ema_half_life)
-        size = 4 * copies * scaling.num_params(shape_of(c))
+        copies = 1 + (c.window_keep + 1) * bool(c.window_horizon) + len(c.ema_decay) + len(c.ema_half_life)
+        size = 4 * copies * scaling.num_params(shape_of(c)) + optimizer_bytes(c.optimizer, shape_of(c))
         total += size * min(c.keep, 1 + (segment.end - segment.start) // (c.save_every or segment.end))
     return total
+
+
+@functools.cache
+def optimizer_bytes(name, shape):
+    """Bytes that an optimizer keeps for a model."""
+    with torch.device("meta"):  # sizes without memory
+        return optim.state_bytes(name, Llama(shape))
 
 
 def trained(segment):

@@ -109,10 +109,12 @@ class Start:
             return None
         before = type(config)(**self.options)
         then, now = make_schedule(before), make_schedule(config)
+        peaks = [(before.lr, config.lr), (before.lr_other or before.lr, config.lr_other or config.lr)]
         for step in range(self.step):
-            lrs = before.lr * then(step), config.lr * now(step)
-            if not math.isclose(*lrs, rel_tol=1e-9):
-                return step, *lrs
+            for peak_then, peak_now in peaks:
+                lrs = peak_then * then(step), peak_now * now(step)
+                if not math.isclose(*lrs, rel_tol=1e-9):
+                    return step, *lrs
         return None
 
     def tell(self, config, lr_change, begun):

@@ -75,9 +75,17 @@ class Config:
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # its rule
     lr: float = option(5e-4, "result", least=1e-12, most=100.0)  # peak
+    lr_other: float | None = option(None, "result", least=1e-12, most=100.0)  # of embedding, head, norms; none: lr
     weight_decay: float = option(0.1, "result", least=0)  # of the matrices in the blocks; lr * weight_decay per step
     beta1: float = option(0.9, "result", least=0, below=1)  # of the mean of gradients
     beta2: float = option(0.95, "result", least=0, below=1)  # of the mean of their squares
+    # of some optimizers only, and an error with others; none: the optimizer's own default
+    momentum: float | None = option(None, "result", least=0, below=1)  # muon, scion, kron: of the mean of gradients
+    beta3: float | None = option(None, "result", above=0, below=1)  # ademamix: of the slow mean; soap: of the factors
+    alpha: float | None = option(None, "result", least=0)  # ademamix: weight of the slow mean
+    gamma: float | None = option(None, "result", least=0)  # mars: weight of the gradient's change
+    precondition_every: int | None = option(None, "result", least=1)  # soap: updates between those of its bases
+    # of all
     grad_clip: float = option(1.0, "result", least=0)  # largest norm of the gradient; 0: no clipping
     # schedule, see schedules.py; none: the schedule's own default
     schedule: str = option("wsd", "schedule", choices=schedules.SCHEDULES)  # of the learning rate
@@ -127,6 +135,14 @@ def make_averages(config, model):
     return averaging.build(model, **options, averages_on=config.averages_on)
 
 
+def make_optimizer(config, model):
+    """The optimizer, with the options and facts of the run that its rules read."""
+    recipe = optim.OPTIMIZERS[config.optimizer]
+    read = [name for name in (*recipe.options, *recipe.facts) if hasattr(config, name)]
+    settings = {name: getattr(config, name) for name in ("lr", "weight_decay", "lr_other", *read)}
+    return optim.build(config.optimizer, model, **settings)
+
+
 def check(config, world_size):
     """Raise Mistake for what the bounds of single options cannot say, before anything is read, built or written."""
     check_values(config)
@@ -138,8 +154,16 @@ def check(config, world_size):
     check_device(config.device)
     with mistakes():  # these are built for their checks; files that others copy raise ValueError
         make_schedule(config)
-        make_averages(config, [torch.zeros(1)])
+        averages = make_averages(config, [torch.zeros(1)])
         Shape.of(config, vocab_size=1)
+        options = [name for name in optim.options() if hasattr(config, name)]
+        given = {name: getattr(config, name) for name in options if getattr(config, name) != getattr(Config, name)}
+        optim.check(config.optimizer, given)
+    if averages and optim.OPTIMIZERS[config.optimizer].final:
+        raise Mistake(
+            f"window_horizon={config.window_horizon}, ema_decay={config.ema_decay}, ema_half_life="
+            f"{config.ema_half_life}: {config.optimizer} averages its weights itself, so leave these out"
+        )
 
 
 @dataclasses.dataclass
@@ -193,8 +217,7 @@ def train(config):
     shape = Shape.of(config, stream.vocab_size)
     raw_model = Llama(shape, config.seed).to(device)
     parameters = list(raw_model.parameters())
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
-    optimizer = optim.build(config.optimizer, raw_model, **settings)
+    optimizer = make_optimizer(config, raw_model)
     averages = make_averages(config, raw_model)
     begun = []  # averages that this checkpoint does not have, or has with other settings
     if start.how != "new":
@@ -232,7 +255,10 @@ def train(config):
 
     def evaluate():
         """Validation losses of the weights and of their averages, by name; None if a signal came meanwhile."""
-        losses = {"val_loss": validation_loss()}
+        trained = raw_model.state_dict()
+        final = optim.final_weights(config.optimizer, trained, optimizer.state_dict())
+        with contextlib.nullcontext() if final is trained else averaging.swapped(raw_model, final):
+            losses = {"val_loss": validation_loss()}
         for name, average in averages.items():
             if None in losses.values():
                 return None

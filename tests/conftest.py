@@ -96,12 +96,19 @@ def lines(tmp_path, name):
 
 
 def tensors(state):
-    """Weights, moments and averages of a checkpoint, by name."""
-    all_of_them = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items()}
+    """Weights, moments, counters and averages of a checkpoint, by name."""
+    all_of_them = flat(state["optimizer"]["state"])
     for name, average in state["averages"].items():
         for block in average["blocks"]:
             all_of_them |= {f"{name}.{block['first']}-{block['last']}.{k}": v for k, v in block["tensors"].items()}
     return all_of_them | state["model"]
+
+
+def flat(value, name="optimizer"):
+    """Tensors and numbers in dicts in dicts, the numbers as tensors too, by name."""
+    if not isinstance(value, dict):
+        return {name: torch.as_tensor(value)}
+    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}").items()}
 
 
 def same(a, b):
