@@ -107,7 +107,7 @@ def tensors(state):
 def flat(value, name="optimizer"):
     """Tensors and numbers in dicts in dicts, the numbers as tensors too, by name."""
     if not isinstance(value, dict):
-        return {name: torch.as_tensor(value)}
+        return {name: value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)}
     return {k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}").items()}
 
 

@@ -264,6 +264,21 @@ def test_cost_and_disk(study):
     assert disk([averaged]) == 2 * 4 * (3 + 6 + 1) * n
 
 
+def test_disk_of_other_optimizers(study):
+    """The state of each is as large as its rules say; of matrix rules it depends on the shapes."""
+    n = scaling.num_params(SHAPE)
+    for name, low, high in (("lion", 1, 1), ("ademamix", 3, 3), ("muon", 1, 2), ("soap", 4, 10)):
+        (root,) = plan(*study(f"optimizer = {name!r}\n{WSD}total_steps = 100\n"))
+        assert 4 * (1 + low) * n <= disk([root]) <= 4 * (1 + high) * n
+
+
+def test_an_optimizer_that_reads_the_length_shares_it_only(study):
+    """AdEMAMix's alpha and beta3 depend on total_steps: two lengths are two trees, two cooldowns of one length one."""
+    text = WSD + "optimizer = {!r}\ntotal_steps = [100, 200]\ncooldown_shape = ['linear', '1-sqrt']\n"
+    assert len(plan(*study(text.format("ademamix")))) == 2
+    assert len(plan(*study(text.format("nadamw")))) == 1
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Whose folder
 
