@@ -73,20 +73,19 @@ class Config:
     qk_norm: bool = option(False, "model")  # normalize queries and keys of every head
     z_loss: float = option(0.0, "result", least=0)  # of (ln Z)^2, added to what is minimized, but not to train_loss
     # optimizer, see optim.py
-    optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # its rule
+    optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # schedule_free: with schedule=constant
     lr: float = option(5e-4, "result", least=1e-12, most=100.0)  # peak
     lr_other: float | None = option(None, "result", least=1e-12, most=100.0)  # of embedding, head, norms; none: lr
     weight_decay: float = option(0.1, "result", least=0)  # of the matrices in the blocks; lr * weight_decay per step
     beta1: float = option(0.9, "result", least=0, below=1)  # of the mean of gradients
     beta2: float = option(0.95, "result", least=0, below=1)  # of the mean of their squares
-    # of some optimizers only, and an error with others; none: the optimizer's own default
+    grad_clip: float = option(1.0, "result", least=0)  # largest norm of the gradient; 0: no clipping
+    # of some optimizers only, an error with others; none: the optimizer's own default
     momentum: float | None = option(None, "result", least=0, below=1)  # muon, scion, kron: of the mean of gradients
     beta3: float | None = option(None, "result", above=0, below=1)  # ademamix: of the slow mean; soap: of the factors
     alpha: float | None = option(None, "result", least=0)  # ademamix: weight of the slow mean
     gamma: float | None = option(None, "result", least=0)  # mars: weight of the gradient's change
     precondition_every: int | None = option(None, "result", least=1)  # soap: updates between those of its bases
-    # of all
-    grad_clip: float = option(1.0, "result", least=0)  # largest norm of the gradient; 0: no clipping
     # schedule, see schedules.py; none: the schedule's own default
     schedule: str = option("wsd", "schedule", choices=schedules.SCHEDULES)  # of the learning rate
     total_steps: int = option(25_000, "schedule", least=1)  # updates

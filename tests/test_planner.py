@@ -265,11 +265,14 @@ def test_cost_and_disk(study):
 
 
 def test_disk_of_other_optimizers(study):
-    """The state of each is as large as its rules say; of matrix rules it depends on the shapes."""
-    n = scaling.num_params(SHAPE)
-    for name, low, high in (("lion", 1, 1), ("ademamix", 3, 3), ("muon", 1, 2), ("soap", 4, 10)):
+    """Two blocks of four matrices 32 x 32 (q, k, v, output) and three 256 x 32, with both their sides' squares."""
+    n, matrices = scaling.num_params(SHAPE), 2 * (4 * 32 * 32 + 3 * 256 * 32)
+    pairs = 2 * (4 * (32**2 + 32**2) + 3 * (256**2 + 32**2))
+    kept = {"lion": n, "ademamix": 3 * n, "muon": 2 * n - matrices}
+    kept |= {"soap": 2 * n + 2 * pairs, "kron": 2 * n - matrices + pairs}
+    for name, numbers in kept.items():
         (root,) = plan(*study(f"optimizer = {name!r}\n{WSD}total_steps = 100\n"))
-        assert 4 * (1 + low) * n <= disk([root]) <= 4 * (1 + high) * n
+        assert disk([root]) == 4 * (n + numbers), name
 
 
 def test_an_optimizer_that_reads_the_length_shares_it_only(study):
