@@ -13,8 +13,8 @@ All that a rule remembers lies in the state of its parameter: tensors of the par
 it is saved, resumes to the bit and survives `load_state`. No rule draws from a global generator.
 
 Values to start from: Wen et al. 2025 (arXiv 2509.02046), tuned at 130M parameters, 2.6B tokens and 0.5M tokens per
-step; AdamW there: lr 0.008, weight decay 0.1, betas 0.9, 0.98. Costs: seconds of one step() relative to torch's fused
-AdamW, 5M parameters, fp32, one CPU thread.
+step; AdamW there: lr 0.008, weight decay 0.1, betas 0.9, 0.98. "Cost 3" is a step() that takes three times as long as
+that of torch's fused AdamW, with the 5.2M parameters of 6 layers and 256 channels, in fp32 on one CPU thread.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def adam(p, grad, state, group):
 def nadamw(p, grad, state, group):
     """NAdamW (Dozat 2016), as in optax: AdamW whose m^ is b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).
 
-    torch.optim.NAdam is another method. 8 bytes per parameter. Wen: lr 0.008, weight decay 0.1, betas 0.95, 0.98.
+    torch.optim.NAdam is another method. 8 bytes per parameter, cost 3. Wen: lr 0.008, weight decay 0.1, betas 0.95, 0.98.
     """
     beta1, t = group["beta1"], state["step"]
     m, v = ema(state, "m", grad, beta1), ema(state, "v", grad.square(), group["beta2"])
@@ -78,7 +78,8 @@ def nadamw(p, grad, state, group):
 def lion(p, grad, state, group):
     """Lion (Chen et al. 2023, arXiv 2302.06675): u = sign(b1 m + (1 - b1) g), then m = ema(g, b2).
 
-    4 bytes per parameter. Wen: lr 0.001 to 0.002, weight decay 0.6 to 0.7, betas 0.9, 0.95; from lr 0.004 it diverges.
+    4 bytes per parameter, cost 1.5. Wen: lr 0.001 to 0.002, weight decay 0.6 to 0.7, betas 0.9, 0.95; from lr 0.004 on
+    it diverges.
     """
     m = state.setdefault("m", torch.zeros_like(p))
     direction = m.lerp(grad, 1 - group["beta1"]).sign_()
@@ -90,8 +91,8 @@ def lion(p, grad, state, group):
 def cautious(p, grad, state, group):
     """Cautious AdamW (Liang et al. 2024, arXiv 2411.16085): AdamW's u where u g > 0, else 0, over the share of such.
 
-    The share is per tensor, and at least 0.001. 8 bytes per parameter. Wen: lr 0.008, weight decay 0.1, betas 0.95,
-    0.98; with beta1 0.8 it diverges.
+    The share is per tensor, and at least 0.001. 8 bytes per parameter, cost 5. Wen: lr 0.008, weight decay 0.1, betas
+    0.95, 0.98; with beta1 0.8 it diverges.
     """
     direction = adam(p, grad, state, group)
     agrees = (direction * grad > 0).to(p.dtype)
@@ -102,8 +103,8 @@ def cautious(p, grad, state, group):
 def mars(p, grad, state, group):
     """MARS-AdamW (Yuan et al. 2024, arXiv 2411.10438): AdamW on c = g + gamma b1 / (1 - b1) (g - g of the step before).
 
-    c is scaled to a norm of at most 1, per tensor. 12 bytes per parameter. Wen: lr 0.008 to 0.016, weight decay 0.1,
-    betas 0.9, 0.95 to 0.98, gamma 0.025; a warmup of 1,000 steps or less diverges.
+    c is scaled to a norm of at most 1, per tensor. 12 bytes per parameter, cost 5. Wen: lr 0.008 to 0.016, weight
+    decay 0.1, betas 0.9, 0.95 to 0.98, gamma 0.025; with a warmup of 1,000 steps or less it diverges.
     """
     before = state.setdefault("before", torch.zeros_like(p))
     factor = group["gamma"] * group["beta1"] / (1 - group["beta1"])
@@ -117,7 +118,7 @@ def ademamix(p, grad, state, group):
     """AdEMAMix (Pagliardini et al. 2024, arXiv 2409.03137): u = (m^ + alpha_t s) / (sqrt(v^) + eps), s = ema(g, b3_t).
 
     With f = t / total_steps, at most 1: alpha_t = alpha f, and 1 / ln b3_t goes from 1 / ln b1 to 1 / ln b3 with f. So
-    total_steps is part of the method, and a run of another length is another run. 12 bytes per parameter.
+    total_steps is part of the method, and a run of another length is another run. 12 bytes per parameter, cost 4.
     Semenov et al. 2025 (arXiv 2509.01440), 124M: lr 0.001, beta2 0.999, beta3 0.999, alpha 8. Bad in short runs.
     """
     beta1, t = group["beta1"], state["step"]
@@ -137,7 +138,7 @@ def schedule_free(p, grad, state, group):
     u = g / (sqrt(v^) + eps) + weight_decay y, v = ema(g^2, b2), c = lr_max^2 / (sum of them so far), and then
     z = z - lr u, x = (1 - c) x + c z, y = (1 - b1) z + b1 x, written without x. lr_max is the largest lr so far.
     Warm up, then keep the lr constant: a cooldown gains nothing, as late small steps count in full. One run is for all
-    lengths. 8 bytes per parameter. Semenov et al. 2025, 124M: lr 0.001, betas 0.9, 0.9999.
+    lengths. 8 bytes per parameter, cost 3. Semenov et al. 2025, 124M: lr 0.001, betas 0.9, 0.9999.
     """
     lr, beta1 = group["lr"], group["beta1"]
     if "z" not in state:  # the first update, or one that goes on from merged weights
@@ -191,7 +192,8 @@ def rms_scale(p):
 def muon(p, grad, state, group):
     """Muon (Jordan et al. 2024): u = orthogonalized((1 - mu) g + mu m) sqrt(max(1, rows / columns)), m = ema(g, mu).
 
-    4 bytes per parameter. Wen: lr 0.016, lr_other 0.2 to 0.3 of it, weight decay 0.1, momentum 0.95, betas 0.8, 0.98.
+    4 bytes per parameter, cost 65. Wen: lr 0.016, lr_other 0.2 to 0.3 of it, weight decay 0.1, momentum 0.95, betas
+    0.8, 0.98.
     """
     m = ema(state, "m", grad, group["momentum"])
     return orthogonalized(grad.lerp(m, group["momentum"])).mul_(rms_scale(p))
@@ -201,8 +203,8 @@ def muon(p, grad, state, group):
 def scion(p, grad, state, group):
     """Scion (Pethick et al. 2025, arXiv 2502.07529), as in Wen: u = orthogonalized(m) sqrt(max(1, rows / columns)).
 
-    Weight decay takes the place of the paper's norm constraint. 4 bytes per parameter. Wen: lr 0.016, lr_other 0.1 to
-    0.2 of it, weight decay 0.1, momentum 0.9 to 0.95.
+    Weight decay takes the place of the paper's norm constraint. 4 bytes per parameter, cost 70. Wen: lr 0.016, lr_other
+    0.1 to 0.2 of it, weight decay 0.1, momentum 0.9 to 0.95.
     """
     return orthogonalized(ema(state, "m", grad, group["momentum"])).mul_(rms_scale(p))
 
@@ -219,8 +221,9 @@ def soap(p, grad, state, group):
 
     Bases QL, QR; r = QL' g QR; v = ema(r^2); u = QL (QL' m^ QR / (sqrt(v^) + eps)) QR'. The first gradient only sets
     the bases: no update. They follow L and R by one QR step every `precondition_every` updates.
-    8 + 8 (rows^2 + columns^2) / (rows columns) bytes per parameter. Wen: lr 0.016, weight decay 0.1, beta1 0.95 (with
-    0.9 it diverges), beta2 0.98 to 0.99, beta3 0.95, precondition_every 1, warmup 1,000 steps.
+    8 + 8 (rows^2 + columns^2) / (rows columns) bytes per parameter, cost 80: 65, and 200 with a QR step. Wen: lr 0.016,
+    weight decay 0.1, beta1 0.95 (with 0.9 it diverges), beta2 0.98 to 0.99, beta3 0.95, precondition_every 1, warmup
+    1,000 steps.
     """
     beta3 = group["beta3"]
     if "left" not in state:
@@ -249,8 +252,8 @@ def kron(p, grad, state, group):
 
     A and B, upper triangular, whiten h: `whiten`. They are updated at each of the first 500 steps, then less and less
     often, down to one in 33. u is scaled to an rms of at most 1.1.
-    4 + 4 (rows^2 + columns^2) / (rows columns) bytes per parameter. Wen: lr 0.002, weight decay 0.5 to 0.7, momentum
-    0.95, warmup 1,000 steps.
+    4 + 4 (rows^2 + columns^2) / (rows columns) bytes per parameter, cost 170 while it updates them. Wen: lr 0.002,
+    weight decay 0.5 to 0.7, momentum 0.95, warmup 1,000 steps.
     """
     t = state["step"]
     h = ema(state, "m", grad, group["momentum"]) / (1 - group["momentum"] ** t)
