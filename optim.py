@@ -66,7 +66,8 @@ def adam(p, grad, state, group):
 def nadamw(p, grad, state, group):
     """NAdamW (Dozat 2016), as in optax: AdamW whose m^ is b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).
 
-    torch.optim.NAdam is another method. 8 bytes per parameter, cost 3. Wen: lr 0.008, weight decay 0.1, betas 0.95, 0.98.
+    torch.optim.NAdam is another method. 8 bytes per parameter, cost 3. Wen: lr 0.008, weight decay 0.1, betas 0.95,
+    0.98.
     """
     beta1, t = group["beta1"], state["step"]
     m, v = ema(state, "m", grad, beta1), ema(state, "v", grad.square(), group["beta2"])
