@@ -456,7 +456,7 @@ def test_an_option_that_an_optimizer_does_not_read_is_an_error(run, tmp_path, na
 
 NO_AVERAGES = dict(window_horizon=0, ema_half_life=())
 SHORT = dict(**NO_AVERAGES, total_steps=24, warmup_steps=3, cooldown_steps=8, eval_every=8, save_every=8)
-EXACT = ["schedule_free", "soap", "kron", "muon"]
+EXACT = ["schedule_free", "soap", "kron"]
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -466,7 +466,7 @@ def test_runs_are_exact(run, tmp_path, name):
     direct = run("direct", **options)
     torch.manual_seed(9)
     run("trunk", **options | {"schedule": "constant", "cooldown_steps": None}, save_at=(12,), stop_at=12)
-    branch = dict(options, init_from=str(tmp_path / "runs/trunk/ckpt/step_00000012.pt"), eval_every=1, save_every=1)
+    branch = dict(options, init_from=str(tmp_path / "runs/trunk/ckpt/step_00000012.pt"), eval_every=1, save_every=3)
     run("branch", **branch, stop_at=18)
     assert same(run("branch", **branch), direct)
     logged = [[x for x in lines(tmp_path, run_name) if x["step"] % 8 == 0] for run_name in ("branch", "direct")]
