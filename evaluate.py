@@ -54,7 +54,9 @@ def read(path, parts=NEEDED, mmap=False):
 def build_model(state, path, device):
     """The model of a checkpoint, with its weights."""
     with mistakes(path):
-        return load_model(state).to(device)
+        model = load_model(state).to(device)
+    model.set_up(loss_rows=state["config"]["loss_rows"] or 0)
+    return model
 
 
 class Task:

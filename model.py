@@ -9,16 +9,19 @@ Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 20
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 VOCAB_MULTIPLE = 64  # matrix multiplications like it: 50257 -> 50304
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
+LOSS_ROWS = 512  # of logits at a time: fewer make slower multiplications, more leave the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +158,7 @@ class Llama(nn.Module):
         cos, sin = rope_table(shape.seq_len, shape.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.set_up()
         self.init_weights(seed)
 
     @torch.no_grad()
@@ -173,20 +177,102 @@ class Llama(nn.Module):
         """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32.
 
         With `z_loss` they are two, (2,): that sum, and the sum of z_loss * (ln Z)^2, Z being the softmax's denominator.
-        The second is for the gradient: it keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
+        Minimize their sum: the second keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
         """
         x = self.embedding(tokens)  # (B, T, C)
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
-        logits = self.head(self.norm(x))  # (B, T, V)
+        x = self.norm(x)
         if targets is None:
-            return logits
-        logits, targets = logits.flatten(0, 1).float(), targets.flatten()
-        loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
-        if not z_loss:
-            return loss
-        log_z = logits.logsumexp(dim=-1).masked_fill(targets == -1, 0.0)
-        return torch.stack((loss, z_loss * log_z.square().sum()))
+            return self.head(x)  # (B, T, V)
+        losses = self.losses(x.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
+        return losses if z_loss else losses[0]
+
+    def set_up(self, compiled=False, loss_rows=0):
+        """How the same numbers, but for rounding, are computed: blocks and loss compiled, or not; `loss_rows` of logits
+        at a time, 0 for all. One compiled graph serves all blocks, so that compiling takes no longer for more of them.
+        """
+        compile = functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function
+        if compiled:
+            for block in self.blocks:
+                block.compile(dynamic=False)
+        if loss_rows:
+            self.losses = functools.partial(losses_by_rows, rows=loss_rows, row_losses=compile(row_losses))
+        else:
+            self.losses = compile(losses)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The losses (2,), see `forward`, of hidden states x (N, C), output matrix (V, C) and targets (N,), of which -1 is none
+
+
+def losses(x, weight, targets, z_loss):
+    """The sums of token losses and z-losses, from all the logits (N, V)."""
+    logits = F.linear(x, weight).float()
+    loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    if not z_loss:
+        return torch.stack((loss, torch.zeros_like(loss)))
+    log_z = logits.logsumexp(dim=-1).masked_fill(targets == -1, 0.0)
+    return torch.stack((loss, z_loss * log_z.square().sum()))
+
+
+def losses_by_rows(x, weight, targets, z_loss, rows, row_losses):
+    """The same from `rows` of logits at a time: memory for more than those is never taken."""
+    if torch.is_grad_enabled():
+        return LossesByRows.apply(x, weight, targets, z_loss, rows, row_losses)
+    return add_up_rows(x, weight, targets, z_loss, rows, row_losses)[0]
+
+
+class LossesByRows(torch.autograd.Function):
+    """The gradients are made with the losses, while the logits are at hand; both losses have to be minimized alike."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        losses, *ctx.gradients = add_up_rows(*args, with_gradients=True)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x_gradient, weight_gradient = (g * gradient[0] for g in ctx.gradients)
+        return x_gradient, weight_gradient, None, None, None, None
+
+
+def add_up_rows(x, weight, targets, z_loss, rows, row_losses, with_gradients=False):
+    """(losses, gradient of x, gradient of the output matrix): of their sum, in fp32; without `with_gradients` None."""
+    device = x.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    sums = torch.zeros(2, device=x.device)
+    x_gradient, weight_gradient = (torch.zeros_like(t) if with_gradients else None for t in (x, weight))
+    with torch.autocast(device, enabled=False):
+        x, weight = x.to(low), weight.to(low)
+        logits, product = x.new_empty(min(rows, len(x)), len(weight)), torch.empty_like(weight)  # fresh memory is slow
+        for i in range(0, len(x), rows):
+            x_rows, target_rows = x[i : i + rows], targets[i : i + rows]
+            logits = torch.mm(x_rows, weight.T, out=logits[: len(x_rows)])
+            sums += row_losses(logits, target_rows, z_loss, with_gradients)
+            if with_gradients:
+                x_gradient[i : i + rows] = logits @ weight
+                weight_gradient += torch.mm(logits.T, x_rows, out=product)
+    return sums, x_gradient, weight_gradient
+
+
+def row_losses(logits, targets, z_loss, with_gradients):
+    """Losses of logits (R, V), in whose place their gradients are put if `with_gradients`."""
+    x, targets = logits.float(), targets[:, None]
+    counted = targets != -1  # (R, 1)
+    log_z = x.logsumexp(dim=-1, keepdim=True)
+    loss = ((log_z - x.gather(1, targets.clamp(min=0))) * counted).sum()
+    z = (z_loss * log_z.square() * counted).sum()
+    if with_gradients:
+        is_target = torch.arange(x.shape[1], device=x.device) == targets
+        softmax = (x - log_z).exp_()
+        logits.copy_((softmax * (1 + 2 * z_loss * log_z) - is_target.float()) * counted)
+    return torch.stack((loss, z))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models in checkpoints
 
 
 def shape_of(state):

@@ -94,6 +94,7 @@ class Start:
     def __post_init__(self):
         self.step = self.state["progress"]["step"]
         self.merged_from = len(self.state.get("merged", {}).get("paths", ()))  # checkpoints, by evaluate.py --merge
+        self.computed = self.state.get("versions", {})  # with what
 
     def changes(self, config):
         """[(option, before, now)] of the options that are other than those of the checkpoint."""
@@ -117,13 +118,18 @@ class Start:
                     return step, *lrs
         return None
 
-    def tell(self, config, lr_change, begun):
+    def tell(self, config, computed, lr_change, begun):
         """Print where the run starts, and all that is other than the checkpoint's run would have it."""
         print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
         if self.merged_from:
             print(f"merged: its weights are of {self.merged_from} checkpoints, the optimizer's moments of the last one")
         for name, before, now in self.changes(config):
             print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
+        for name, now in computed.items():
+            if self.computed and (before := self.computed.get(name)) != now:
+                print(
+                    f"computed with {name} {now}, until step {self.step} with {before}: bits are not those of one run"
+                )
         if lr_change:
             print(
                 "warning: from step {} on this is not the rest of its schedule: update {} was made at lr {:.4g}, "

@@ -32,7 +32,7 @@ import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
-from model import Llama, Shape, load_weights
+from model import LOSS_ROWS, Llama, Shape, load_weights
 from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
 from tracking import FORMAT, RunFolder, caught_signals, check_folder, check_result, clock, find_start, finite
 
@@ -120,6 +120,7 @@ class Config:
     device: str = option("auto", "free", choices=("auto", "cpu", "cuda", "mps"))  # auto: cuda if there is one
     dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
+    loss_rows: int | None = option(None, "result", least=0)  # of logits at a time; 0: all; none: 512 if compiled on cpu
 
 
 def make_schedule(config):
@@ -214,14 +215,14 @@ def train(config):
         at.lr_changed_at = at.step
     stream, val = open_data(config, start)
     shape = Shape.of(config, stream.vocab_size)
-    raw_model = Llama(shape, config.seed).to(device)
-    parameters = list(raw_model.parameters())
-    optimizer = make_optimizer(config, raw_model)
-    averages = make_averages(config, raw_model)
+    model = Llama(shape, config.seed).to(device)
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(config, model)
+    averages = make_averages(config, model)
     begun = []  # averages that this checkpoint does not have, or has with other settings
     if start.how != "new":
         with mistakes(start.path):
-            load_weights(raw_model, start.state["model"])
+            load_weights(model, start.state["model"])
         optim.load_state(optimizer, start.state["optimizer"])
         for name, average in averages.items():
             saved = start.state["averages"].get(name, {})
@@ -233,9 +234,13 @@ def train(config):
     compiled = device.type == "cuda" if config.compile is None else config.compile
     if compiled:
         check_compiler()
-    model = torch.compile(raw_model, dynamic=False) if compiled else raw_model
+    loss_rows = LOSS_ROWS if compiled and device.type == "cpu" else 0
+    model.set_up(compiled, loss_rows if config.loss_rows is None else config.loss_rows)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
+    versions = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}  # on which bits depend
+    if compiled:
+        versions["graphs"] = "one per block"  # once it was one for the whole model
 
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
@@ -254,15 +259,15 @@ def train(config):
 
     def evaluate():
         """Validation losses of the weights and of their averages, by name; None if a signal came meanwhile."""
-        trained = raw_model.state_dict()
+        trained = model.state_dict()
         final = optim.final_weights(config.optimizer, trained, optimizer.state_dict())
-        with contextlib.nullcontext() if final is trained else averaging.swapped(raw_model, final):
+        with contextlib.nullcontext() if final is trained else averaging.swapped(model, final):
             losses = {"val_loss": validation_loss()}
         for name, average in averages.items():
             if None in losses.values():
                 return None
             if span := average.span():  # None before its first sample
-                with averaging.swapped(raw_model, average.average()):
+                with averaging.swapped(model, average.average()):
                     losses[f"val_loss_{name}"] = validation_loss()
                 if name == "window":
                     losses["window_steps"] = span.steps  # that the mean is over: the window may be filling
@@ -274,14 +279,14 @@ def train(config):
     def state_of_the_run():
         return {
             "format": FORMAT,
-            "model": raw_model.state_dict(),
+            "model": model.state_dict(),
             "shape": shape.to_record(),
             "optimizer": optimizer.state_dict(),
             "averages": {name: average.state_dict() for name, average in averages.items()},
             "progress": dataclasses.asdict(at),
             "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
             "config": to_record(config),
-            "versions": {"torch": str(torch.__version__), "threads": torch.get_num_threads()},
+            "versions": versions,
         }
 
     with contextlib.ExitStack() as at_exit:
@@ -306,7 +311,7 @@ def train(config):
                 f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter; "
                 f"to train: {left:,} steps = {left * tokens_per_step:,} tokens"
             )
-            start.tell(config, lr_change, begun)
+            start.tell(config, versions, lr_change, begun)
         received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
         stop, failed_saves, interval_steps, interval_s, step_s = False, 0, 0, 0.0, 0.0
@@ -348,11 +353,12 @@ def train(config):
                 sums += loss.detach()
                 add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so two ranks add as one does
             ranks.sum_gradients(parameters)
-            loss_sum, *z_loss_sum, signals = ranks.sum(sums, len(received))
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            loss_sum, *z_loss_sum, signals = ranks.sum(sums, len(received))  # here a GPU is waited for
             stop = signals > 0
 
             # the update, unless the gradient is not finite; its norm is the same on all ranks, so they decide alike
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf).item()
+            norm = norm.item()
             is_finite = math.isfinite(norm)
             if is_finite:
                 optimizer.step()

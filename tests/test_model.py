@@ -4,18 +4,22 @@ python -m pytest tests/test_model.py
 """
 
 import math
+import shutil
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling
 from model import Llama, Shape, load_model, shape_of
 
 torch.set_num_threads(1)
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 SHAPE = dict(vocab_size=120, n_layer=2, n_head=4, n_embd=64, seq_len=24)  # a vocabulary of 128 after padding
 
 
@@ -161,6 +165,57 @@ def test_z_loss_is_the_squared_log_of_the_softmaxs_denominator():
     loss, extra = model(x, torch.where(some, y, -1), z_loss=1e-2)
     assert loss == model(x, torch.where(some, y, -1))
     assert extra.item() == pytest.approx(1e-2 * (log_z[some.numpy()] ** 2).sum(), rel=1e-5)
+
+
+def losses_and_gradients(targets, z_loss=0.0, tied=True, bf16=False, double=False, **set_up):
+    model, (x, _) = spread(llama(tied=tied)), tokens_and_targets()
+    model.double() if double else model.set_up(**set_up)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        losses = model(x, targets, z_loss=z_loss)
+        with torch.no_grad():
+            assert torch.equal(model(x, targets, z_loss=z_loss), losses)
+    (losses.sum() / 3).backward()
+    return losses.detach().double(), torch.cat([p.grad.double().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="none"))])
+@pytest.mark.parametrize("z_loss, tied", [(0.0, True), (1e-2, False)])
+def test_losses_by_rows_are_those_of_all_logits(compiled, z_loss, tied):
+    _, y = tokens_and_targets()  # 72 rows: 20 at a time are three times 20 and 12
+    y = torch.where(torch.arange(y.numel()).view(y.shape) % 5 == 0, -1, y)
+    exact, exact_gradient = losses_and_gradients(y, z_loss, tied, double=True)
+    errors = {}
+    for bf16 in (False, True):
+        for rows in (0, 20, 1000):
+            losses, gradient = losses_and_gradients(y, z_loss, tied, bf16, loss_rows=rows, compiled=compiled)
+            error = (gradient - exact_gradient).norm() / exact_gradient.norm()
+            errors[bf16, rows] = ((losses - exact).abs() / exact.abs().clamp(min=1e-30)).max(), error
+            if not bf16:
+                assert max(errors[bf16, rows]) < 1e-6
+    for rows in (20, 1000):  # in bf16 no worse than from all logits
+        assert all(ours <= 1.1 * theirs for ours, theirs in zip(errors[True, rows], errors[True, 0], strict=True))
+    assert min(errors[True, 0]) > 1e-5
+
+
+def test_losses_by_rows_never_hold_more_logits_than_those():
+    model, (x, y), largest = llama(), tokens_and_targets(), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+            largest.extend(len(t) for t in tensors if t.shape[1:] == (128,) and len(t) != 64)  # 64 x 128 is the head's
+            return made
+
+    def most_rows(rows):
+        model.set_up(loss_rows=rows)
+        with Sizes():
+            model(x, y).backward()
+        found = max(largest)
+        largest.clear()
+        return found
+
+    assert most_rows(0) == 72 and most_rows(20) == 20
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
+import evaluate
 import planner
 import schedules
 import train as trainer
@@ -141,6 +142,31 @@ def test_run_folder(run, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["val_loss"] == evaluation[-1]["val_loss"] and result["step"] == 60 == state["progress"]["step"]
     assert result["n_params"] == sum(t.numel() for name, t in state["model"].items() if name != "head.weight")
+
+
+def test_a_run_that_is_computed_otherwise_says_so(run, capsys):
+    said = "computed with threads 2, until step 20 with 1: bits are not those of one run"
+    run(stop_at=20)
+    run(stop_at=30)
+    assert "bits" not in capsys.readouterr().out
+    run("other", stop_at=20)
+    torch.set_num_threads(2)
+    try:
+        run("other")
+    finally:
+        torch.set_num_threads(1)
+    assert said in capsys.readouterr().out
+
+
+def test_loss_by_rows_trains_and_evaluates_as_from_all_logits(run, tmp_path, capsys):
+    losses = {}
+    for name, options in {"all": {}, "rows": {"loss_rows": 50}}.items():
+        losses[name] = run(name, total_steps=20, cooldown_steps=5, **options)["progress"]["losses"]["val_loss"]
+    assert losses["rows"] == pytest.approx(losses["all"], rel=1e-5) and losses["rows"] != losses["all"]
+    for name in losses:
+        capsys.readouterr()
+        evaluate.run([str(tmp_path / f"runs/{name}/ckpt/step_00000020.pt"), "--tokens=2000", "--json"])
+        assert json.loads(capsys.readouterr().out)["rows"][0]["val_loss"] == losses[name]
 
 
 def test_finished_run_is_left_alone(run, tmp_path, capsys):
