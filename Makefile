@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo figures test test-long lint format
+.PHONY: demo figures bench test test-long lint format
 
 # One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
@@ -30,6 +30,10 @@ figures: .venv/installed
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
 		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
+
+# How fast each part is, and next to what
+bench: .venv/installed
+	$(RUN) bench.py
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

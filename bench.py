@@ -1,7 +1,7 @@
 """How fast each part is, as a share of what the machine can do, measured in the same run.
 
     python bench.py                                   # everything, three to five minutes on two CPU cores
-    python bench.py train                             # only training; also: start, prepare, data, checkpoint, laws
+    python bench.py train loss                        # some: train loss start growth study prepare data checkpoint laws
     python bench.py train configs/124m.py --micro_batch_size=16
     python bench.py --json                            # one JSON object instead of tables
 
@@ -11,9 +11,11 @@ the absolute figures hold for that minute only. Training data are random tokens:
 
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import checkpoint
 import data
@@ -35,13 +38,16 @@ import text_sources
 from averaging import EMA, WindowAverage
 from bins import gpt2_encoding
 from config import HERE, load, main, mistakes
-from model import Llama, Shape
+from model import LOSS_ROWS, Llama, Shape
 from parallel import autocast, choose_device, use_bf16
-from tables import print_table
+from tables import print_table, read_log
 from train import Config, make_optimizer
 
 VOCAB_SIZE = 50257  # GPT-2's
 ROUNDS = 5
+EAGER = {"compiled": False}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+THEIRS = "transformers' Llama, compiled"
 SHAPE = ["--n_embd=256", "--n_layer=6", "--n_head=4", "--seq_len=512", "--micro_batch_size=8"]  # when none is given
 
 
@@ -62,6 +68,37 @@ def take_turns(*functions, rounds=ROUNDS, device="cpu"):
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
+def peak_memory(device):
+    """Bytes that this process has held at most, on a GPU if it works there; on Windows unknown."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Worker:
+    """A process that does what is measured: called, it does it once and tells its seconds; `end` tells what is left.
+
+    So every variant has a peak memory and a compiler of its own, while they take turns.
+    """
+
+    def __init__(self, function, *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        context.Process(target=function, args=(theirs, *args), daemon=True).start()
+
+    def __call__(self):
+        self.pipe.send(True)
+        return self.pipe.recv()
+
+    def end(self):
+        self.pipe.send(False)
+        return self.pipe.recv()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Training
 
@@ -73,36 +110,53 @@ def gemm(dtype, device):
     return lambda: a @ b, 2 * n**3
 
 
-def trainer(pipe, config, bf16, compiled, device):
-    """One step for every message, answered with its seconds; in a process of its own, for a peak memory of its own."""
-    if compiled:
-        choose_device(device)  # as train.py; the baseline is torch as it comes
-    torch.manual_seed(0)
-    model = Llama(Shape.of(config, VOCAB_SIZE)).to(device)
-    optimizer = make_optimizer(config, model)
-    forward = torch.compile(model, dynamic=False) if compiled else model
-    tokens = torch.randint(VOCAB_SIZE, (config.micro_batch_size, config.seq_len + 1)).to(device)
+def transformers_llama(shape):
+    """The model of the same sizes that most would take instead, and its loss, compiled as a whole."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def step():
-        with autocast(torch.device(device), bf16):
-            loss = forward(tokens[:, :-1], tokens[:, 1:])
-        (loss / tokens[:, 1:].numel()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    sizes = {"vocab_size": shape.padded_vocab, "hidden_size": shape.n_embd, "intermediate_size": shape.mlp_width}
+    sizes |= {"num_hidden_layers": shape.n_layer, "max_position_embeddings": shape.seq_len}
+    heads = {"num_attention_heads": shape.n_head, "num_key_value_heads": shape.kv_heads}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, tie_word_embeddings=shape.tied, use_cache=False))
 
-    while pipe.recv():
-        pipe.send(seconds(step, device))
-    cuda = torch.device(device).type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else peak_memory()
-    pipe.send({"peak memory GB": peak / 1e9, "averages": time_averages(model, device)})
+    def loss(tokens, targets):
+        logits = model(tokens).logits.flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum")
+
+    return model, torch.compile(loss, dynamic=False)
 
 
-def peak_memory():
-    """Bytes that this process has held at most; not on Windows."""
-    import resource
+def trainer(pipe, config, bf16, set_up, device):
+    """One step for every message, answered with its seconds; in a process of its own, for a peak memory of its own.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    `set_up` says how our model is computed, see model.py; None stands for transformers' model.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # the first step compiles everything
+        if set_up != EAGER:
+            choose_device(device)  # as train.py; the baseline is torch as it comes
+        torch.manual_seed(0)
+        shape = Shape.of(config, VOCAB_SIZE)
+        if set_up is None:
+            model, loss = transformers_llama(shape)
+        else:
+            model = loss = Llama(shape)
+            model.set_up(**set_up)
+        model.to(device)
+        optimizer = make_optimizer(config, model)
+        tokens = torch.randint(VOCAB_SIZE, (config.micro_batch_size, config.seq_len + 1)).to(device)
+
+        def step():
+            with autocast(torch.device(device), bf16):
+                sum_of_losses = loss(tokens[:, :-1], tokens[:, 1:])
+            (sum_of_losses / tokens[:, 1:].numel()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        while pipe.recv():
+            pipe.send(seconds(step, device))
+        pipe.send((peak_memory(device), set_up and time_averages(model, device)))
 
 
 def time_averages(model, device):
@@ -116,57 +170,92 @@ def time_averages(model, device):
 
 
 def bench_train(config):
-    """Training as it is run (bf16 where native, compiled) against fp32 eager, and both against bare multiplication."""
+    """Steps in bf16 where native, and compiled, against torch as it comes, transformers' model and bare multiplication.
+
+    The loss is of all logits at once, which is train.py's default on a GPU, or of some rows at a time: on a CPU.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bf16 = use_bf16("auto", torch.device(device))
-    modes = {"fp32 eager": (False, False), "bf16 compiled" if bf16 else "fp32 compiled": (bf16, True)}
-    context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
-    for name, mode in modes.items():
-        pipes[name], theirs = context.Pipe()
-        workers.append(context.Process(target=trainer, args=(theirs, config, *mode, device), daemon=True))
-        workers[-1].start()
-
-    def step(name):
-        pipes[name].send(True)
-        return pipes[name].recv()
-
-    first = {name: step(name) for name in modes}  # compiles
+    precision = "bf16" if bf16 else "fp32"
+    modes = {
+        "fp32 eager": (False, EAGER),
+        f"{precision} compiled, all logits": (bf16, {"compiled": True}),
+        f"{precision} compiled, by rows": (bf16, {"compiled": True, "loss_rows": LOSS_ROWS}),
+    }
+    if importlib.util.find_spec("transformers"):
+        modes[THEIRS] = (bf16, None)
+    step = {name: Worker(trainer, config, *mode, device) for name, mode in modes.items()}
+    first = {name: step[name]() for name in modes}  # compiles
     for name in modes:
-        step(name)
-    gemms = {str(dtype)[6:]: gemm(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+        step[name]()
+    dtypes = (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)  # bf16 that is not native takes for ever
+    gemms = {str(dtype)[6:]: gemm(dtype, device) for dtype in dtypes}
     times = {name: [] for name in (*modes, *gemms)}
     for _ in range(ROUNDS):
         for name in modes:
-            times[name].append(step(name))
+            times[name].append(step[name]())
         for name, (multiply, _) in gemms.items():
             times[name].append(min(seconds(multiply, device) for _ in range(5)))
-    ends = {}
-    for name, pipe in pipes.items():
-        pipe.send(False)
-        ends[name] = pipe.recv()
+    ends = {name: step[name].end() for name in modes}
     shape = Shape.of(config, Shape.of(config, VOCAB_SIZE).padded_vocab)  # what is multiplied
     flops = config.micro_batch_size * scaling.train_flops(shape)
     # the paper's count takes the embedding's look-up for a multiplication: no machine does it
     flops -= 3 * config.micro_batch_size * 2 * shape.seq_len * shape.vocab_size * shape.n_embd
     peaks = {name: gemms[name][1] / statistics.median(times[name]) for name in gemms}
+    step_s = {name: statistics.median(times[name]) for name in modes}
     rows = []
     for name in modes:
-        median = statistics.median(times[name])
-        rows.append(
-            {
-                "mode": name,
-                "tokens/s": config.micro_batch_size * config.seq_len / median,
-                "against fp32 eager": statistics.median(times["fp32 eager"]) / median,
-                "GFLOP/s": flops / median / 1e9,
-                "of its GEMM peak": flops / median / peaks["bfloat16" if "bf16" in name else "float32"],
-                "peak memory GB": ends[name]["peak memory GB"],
-                "first step s": first[name],
-            }
-        )
+        row = {"mode": name, "tokens/s": config.micro_batch_size * config.seq_len / step_s[name]}
+        row["against fp32 eager"] = step_s["fp32 eager"] / step_s[name]
+        if THEIRS in modes:
+            row["against transformers"] = step_s[THEIRS] / step_s[name]
+        row["GFLOP/s"] = flops / step_s[name] / 1e9
+        row["of its GEMM peak"] = flops / step_s[name] / peaks["bfloat16" if modes[name][0] else "float32"]
+        rows.append(row | {"peak memory GB": ends[name][0] / 1e9, "first step s": first[name]})
     rows += [{"mode": f"GEMM {name}", "GFLOP/s": peak / 1e9} for name, peak in peaks.items()]
-    step_s = statistics.median(times[name])  # of the last mode, the one that is used
-    for average, (cost, copies) in ends[name]["averages"].items():
-        rows.append({"mode": f"{average}: {cost / step_s:.2%} of a step, {copies:g} fp32 copies held"})
+    ours = next(name for name in modes if "all" in name)
+    for average, (cost, copies) in ends[ours][1].items():
+        rows.append({"mode": f"{average}: {cost / step_s[ours]:.2%} of a step, {copies:g} fp32 copies held"})
+    return rows
+
+
+def loss_worker(pipe, n_words, set_up, bf16, device):
+    """Losses and gradients of random hidden states, once for every message; its seconds, and at last bytes it took."""
+    shape = Shape(n_words, seq_len=512, n_layer=1, n_head=4, n_embd=256, tied=False)
+    model = Llama(shape).to(device)
+    model.set_up(**set_up)
+    weight = model.head.weight
+    x = torch.randn(4096, shape.n_embd, device=device, requires_grad=True)
+    targets = torch.randint(n_words, (4096,), device=device)
+
+    def step():
+        x.grad = weight.grad = None
+        with autocast(torch.device(device), bf16):
+            losses = model.losses(x, weight, targets, 0.0)
+        losses.sum().backward()
+
+    before = peak_memory(device)
+    while pipe.recv():
+        pipe.send(seconds(step, device))
+    pipe.send(peak_memory(device) - before)
+
+
+def bench_loss(config):
+    """The output layer and the loss alone, compiled, 4096 rows of 256 channels: of all logits, and by rows."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bf16 = use_bf16("auto", torch.device(device))
+    set_ups = {"all logits": {"compiled": True}, "by rows": {"compiled": True, "loss_rows": LOSS_ROWS}}
+    rows = []
+    for n_words in (VOCAB_SIZE, 128_256):
+        calls = {name: Worker(loss_worker, n_words, set_up, bf16, device) for name, set_up in set_ups.items()}
+        times = dict(zip(set_ups, take_turns(*calls.values()), strict=True))
+        for name, call in calls.items():
+            row = {
+                "loss": f"{n_words:,} words, {name}",
+                "s": times[name],
+                "of all logits": times[name] / times["all logits"],
+            }
+            rows.append(row | {"memory GB": call.end() / 1e9})
     return rows
 
 
@@ -195,18 +284,81 @@ def bench_start(config):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Whole runs and studies
+
+
+def bench_growth(config):
+    """A step of configs/small.py on one thread, and how much longer it takes with more of something; whole runs."""
+    script = [sys.executable, str(HERE / "train.py"), str(HERE / "configs/small.py")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *script[1:]]
+    window = ["--window_horizon=10", "--window_every=5"]
+    variants = {
+        "as it is": (script, []),
+        "data 100 times as large": (script, ["--dataset=large"]),
+        "5 windows of 10 steps": (script, [*window, "--window_keep=5"]),
+        "20 windows of 10 steps": (script, [*window, "--window_keep=20"]),
+        "4 micro-batches": (script, ["--micro_batch_size=2"]),
+        "sequences 4 times as long, as many tokens": (
+            script,
+            ["--seq_len=512", "--global_batch_size=2", "--micro_batch_size=2"],
+        ),
+        "2 ranks, as many tokens": (torchrun, ["--micro_batch_size=4"]),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_bins(folder, "small", n_words=257, train=1_000_000, val=10_000)
+        write_random_bins(folder, "large", n_words=257, train=100_000_000, val=10_000)
+
+        def ms_per_step(command, options):
+            out = Path(tempfile.mkdtemp(dir=folder))
+            where = [f"--data_dir={folder}", f"--out_dir={out}", "--dataset=small", "--device=cpu", "--eval_tokens=0"]
+            lengths = ["--total_steps=220", "--eval_every=0", "--save_every=0", "--log_every=20"]
+            subprocess.run(
+                [*command, *where, *lengths, *options], env=ONE_THREAD, stdout=subprocess.DEVNULL, check=True
+            )
+            training, *_ = read_log(out / "small")
+            speeds = [line["tokens_per_s"] for line in training[1:]]  # without the first steps
+            return 1024 / statistics.median(speeds) * 1e3
+
+        times = {name: [] for name in variants}
+        for _ in range(3):
+            for name, variant in variants.items():
+                times[name].append(ms_per_step(*variant))
+    base = statistics.median(times["as it is"])
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return [{"step": name, "ms": ms, "of it as it is": ms / base} for name, ms in medians.items()]
+
+
+def bench_study(config):
+    """A study of ten runs of 40 steps on one thread, from the command to its table, against their training alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_bins(folder, n_words=257, train=1_000_000, val=10_000)
+        file = Path(folder) / "ten.py"
+        lines = [f"base = {str(HERE / 'configs/small.py')!r}", f"data_dir, out_dir = {folder!r}, {folder!r}"]
+        lines += ["dataset, device, eval_every, eval_tokens = 'x', 'cpu', 0, 1024", "total_steps, warmup_steps = 40, 5"]
+        file.write_text("\n".join([*lines, f"lr = {[i * 1e-3 for i in range(1, 11)]}"]))
+        command = [sys.executable, str(HERE / "study.py"), str(file)]
+        whole = seconds(lambda: subprocess.run(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, check=True))
+        results = [json.loads(path.read_text()) for path in Path(folder).glob("ten/*/result.json")]
+    assert len(results) == 10
+    training = sum(result["train_s"] for result in results)
+    return [
+        {"study": name, "s": s, "of training": s / training} for name, s in (("whole", whole), ("training", training))
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Data and checkpoints
 
 
-def write_random_bins(folder, **sizes):
-    """Write the dataset "x" of random tokens, {split: tokens}."""
-    (Path(folder) / "x").mkdir()
+def write_random_bins(folder, name="x", n_words=VOCAB_SIZE, **sizes):
+    """Write a dataset of random tokens, {split: tokens}."""
+    (Path(folder) / name).mkdir()
     for split, size in sizes.items():
-        tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, size).astype("<u2")
-        tokens.tofile(Path(folder) / f"x/{split}.bin")
-    meta = {"format": data.FORMAT, "dtype": "uint16", "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE}
+        tokens = np.random.default_rng(0).integers(0, n_words, size).astype("<u2")
+        tokens.tofile(Path(folder) / name / f"{split}.bin")
+    meta = {"format": data.FORMAT, "dtype": "uint16", "tokenizer": "gpt2", "vocab_size": n_words}
     meta["splits"] = {split: {"tokens": size} for split, size in sizes.items()}
-    (Path(folder) / "x/meta.json").write_text(json.dumps(meta))
+    (Path(folder) / name / "meta.json").write_text(json.dumps(meta))
 
 
 def encode(texts):
@@ -292,7 +444,10 @@ def bench_laws(config):
 
 PARTS = {
     "train": bench_train,
+    "loss": bench_loss,
     "start": bench_start,
+    "growth": bench_growth,
+    "study": bench_study,
     "prepare": bench_prepare,
     "data": bench_data,
     "checkpoint": bench_checkpoint,
