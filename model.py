@@ -5,11 +5,14 @@
     logits = model(x)               # (B, T, V), V is the vocabulary padded to a multiple of 64
     loss = model(x, y) / y.numel()  # the summed token loss in fp32, here made a mean; targets of -1 are left out
 
-Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 2024, appendix A.1.
+Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 2024, appendix A.1. Two options keep the
+best learning rate while sizes change: `mup_base` over widths (muP, Yang et al. 2022, arXiv 2203.03466), `density` over
+shares of weights that are not 0 (SuPar, Dey et al. 2024, arXiv 2405.15743). What they do here, optim.py completes.
 """
 
 import dataclasses
 import functools
+import hashlib
 import math
 
 import torch
@@ -22,6 +25,11 @@ NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 LOSS_ROWS = 512  # of logits at a time: fewer make slower multiplications, more leave the cache
+
+
+def mlp_width(n_embd):
+    """SwiGLU's hidden width: 8/3 n_embd, up to a multiple of 256."""
+    return -(-int(8 / 3 * n_embd) // 256) * 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Shape:
     n_kv_head: int | None = None  # heads of keys and values, shared by several heads of queries; none: as many
     tied: bool = True  # one matrix for embedding and output head
     qk_norm: bool = False  # RMSNorm of every head's queries and keys, without weights (Dehghani et al. 2023)
+    mup_base: int | None = None  # muP: channels of the model with the standard parametrization; none: this one
+    alpha_in: float = 1.0  # times the embedding's output
+    alpha_out: float = 1.0  # times the logits
+    density: float = 1.0  # share of the blocks' weights that are not 0, drawn once; see `off`
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.head_size % 2:
@@ -48,6 +60,11 @@ class Shape:
             )
         if self.kv_heads < 1 or self.n_head % self.kv_heads:
             raise ValueError(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}")
+        if self.mup_base is not None and (self.mup_base > self.n_embd or self.mup_base % self.head_size):
+            raise ValueError(
+                f"mup_base={self.mup_base}: the base is narrower than n_embd={self.n_embd} or as wide, and its heads "
+                f"are as large, so n_embd / n_head = {self.head_size} has to divide it: let n_head grow with n_embd"
+            )
 
     @classmethod
     def of(cls, config, vocab_size):
@@ -71,7 +88,17 @@ class Shape:
     @property
     def mlp_width(self):
         """Hidden width: 8/3 of the model's, three matrices for the price of two, up to a multiple of 256."""
-        return -(-int(8 / 3 * self.n_embd) // 256) * 256
+        return mlp_width(self.n_embd)
+
+    @property
+    def width_ratio(self):
+        """Channels over those of the base."""
+        return 1.0 if self.mup_base is None else self.n_embd / self.mup_base
+
+    @property
+    def mlp_ratio(self):
+        """The MLP's hidden width over that of the base: another ratio, as widths are rounded up."""
+        return 1.0 if self.mup_base is None else self.mlp_width / mlp_width(self.mup_base)
 
     @property
     def padded_vocab(self):
@@ -81,6 +108,17 @@ class Shape:
     def to_record(self):
         """{field: value} to write down, without newer fields at their defaults: older code reads what it can build."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+
+def off(name, rows, columns, density, seed):
+    """Where a matrix of the blocks stays 0 for ever: (rows, columns) bool, each True with probability 1 - density.
+
+    A hash of seed and name decides, so it is alike on all machines and needs no room in a checkpoint: fixed for ever.
+    What is on at one density is on at every higher one. 10 million weights take 0.15 s.
+    """
+    drawn = hashlib.shake_128(f"{seed} {name}".encode()).digest(4 * rows * columns)
+    drawn = torch.frombuffer(bytearray(drawn), dtype=torch.int32)  # of a little-endian machine
+    return (drawn >= int(density * 2**32) - 2**31).view(rows, columns)
 
 
 def rope_table(seq_len, head_size):
@@ -108,6 +146,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
         self.qkv.parts = tuple(heads * self.head_size for heads in (self.n_head, self.n_kv_head, self.n_kv_head))
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
+        self.qkv.fan_in_ratio = self.out.fan_in_ratio = shape.width_ratio * shape.density
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
@@ -126,6 +165,8 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
         self.up = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
         self.down = nn.Linear(shape.mlp_width, shape.n_embd, bias=False)
+        self.gate.fan_in_ratio = self.up.fan_in_ratio = shape.width_ratio * shape.density
+        self.down.fan_in_ratio = shape.mlp_ratio * shape.density
 
     def forward(self, x):
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -158,12 +199,17 @@ class Llama(nn.Module):
         cos, sin = rope_table(shape.seq_len, shape.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.density = shape.density
+        self.factor_in, self.factor_out = shape.alpha_in, shape.alpha_out / shape.width_ratio
         self.set_up()
         self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed):
-        """N(0, 0.02) everywhere, 0.02 / sqrt(2 n_layer) where a block adds to the residual stream, norms 1."""
+        """N(0, 0.02) everywhere, 0.02 / sqrt(2 n_layer) where a block adds to the residual stream, norms 1.
+
+        For matrices of the blocks it is over sqrt(fan_in_ratio), too: their inputs that are not off, over the base's.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():  # the tied matrix once
             if parameter.dim() == 1:
@@ -171,7 +217,17 @@ class Llama(nn.Module):
             else:
                 adds = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = INIT_STD / math.sqrt(2 * len(self.blocks)) if adds else INIT_STD
-                parameter.normal_(0.0, std, generator=generator)
+                ratio = getattr(self.get_submodule(name.rpartition(".")[0]), "fan_in_ratio", 1.0)
+                parameter.normal_(0.0, std / math.sqrt(ratio), generator=generator)
+        for parameter, is_off in self.masks(seed):
+            parameter.masked_fill_(is_off, 0.0)
+
+    def masks(self, seed):
+        """[(matrix of the blocks, where it is off)], as of `off`, with the seed of the initial weights; [] if dense."""
+        if self.density == 1.0 or self.embedding.weight.is_meta:
+            return []
+        named = [(name, p) for name, p in self.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
+        return [(p, off(name, *p.shape, self.density, seed).to(p.device)) for name, p in named]
 
     def forward(self, tokens, targets=None, z_loss=0.0):
         """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32.
@@ -180,9 +236,13 @@ class Llama(nn.Module):
         Minimize their sum: the second keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
         """
         x = self.embedding(tokens)  # (B, T, C)
+        if self.factor_in != 1.0:
+            x = x * self.factor_in
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         x = self.norm(x)
+        if self.factor_out != 1.0:  # of the logits, but these are fewer numbers
+            x = x * self.factor_out
         if targets is None:
             return self.head(x)  # (B, T, V)
         losses = self.losses(x.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)

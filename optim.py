@@ -314,6 +314,7 @@ class Recipe(NamedTuple):
     options: dict  # that the rules read besides lr and weight decay, and their defaults
     facts: tuple = ()  # of the run that they read, too: total_steps, seed
     final: Callable | None = None  # (p, state) -> what p stands for, where that is not p itself
+    fan_in_power: float = 1.0  # a matrix of the blocks has lr / fan_in_ratio^this: see `param_groups`
 
 
 BETAS = {"beta1": 0.9, "beta2": 0.95}
@@ -325,8 +326,8 @@ OPTIMIZERS = {
     "cautious": Recipe(cautious, cautious, BETAS),
     "mars": Recipe(mars, mars, BETAS | {"gamma": 0.025}),
     "ademamix": Recipe(ademamix, ademamix, BETAS | {"beta3": 0.999, "alpha": 8.0}, facts=("total_steps",)),
-    "muon": Recipe(muon, adam, BETAS | MOMENTUM),
-    "scion": Recipe(scion, sign, MOMENTUM),
+    "muon": Recipe(muon, adam, BETAS | MOMENTUM, fan_in_power=0.0),
+    "scion": Recipe(scion, sign, MOMENTUM, fan_in_power=0.0),
     "soap": Recipe(soap, adam, BETAS | {"beta3": 0.95, "precondition_every": 10}),
     "kron": Recipe(kron, adam, BETAS | MOMENTUM, facts=("seed",)),
     "schedule_free": Recipe(schedule_free, schedule_free, BETAS, final=averaged),
@@ -369,19 +370,25 @@ def apply(p, direction, group):
         p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
 
 
-def param_groups(model, lr, weight_decay, lr_other=None, split=False):
+def param_groups(model, recipe, lr, weight_decay, lr_other=None):
     """As in the paper: matrices of the blocks, with weight decay; embedding, output head and norms, without.
 
     `lr_other` is the peak of the second kind; None: `lr`. Here and nowhere else a parameter gets its factor of the peak
-    and of the weight decay: those of equal factors are one group. With `split`, so are those whose module says in
-    `parts` that its weight is several matrices, one above the other, of so many rows.
+    and of the weight decay: those of equal factors are one group. Where rules are for matrices, so are those whose
+    module says in `parts` that its weight is several of them, one above the other, of so many rows.
+
+    muP and SuPar: a module says in `fan_in_ratio` how many inputs its weight has for one that it has in the model for
+    which lr was found. Where all entries of an update are about as large, many inputs add up to more: lr is over the
+    ratio. An orthogonalized update is as large for any number of inputs, so lr stays. lr * weight_decay stays in any
+    case: "independent" decay, which lets lr carry over from width to width (Kosson et al. 2025, arXiv 2510.19093).
     """
     groups = {}
     for name, parameter in model.named_parameters():  # a tied matrix comes once, as the embedding
         is_matrix = parameter.dim() >= 2 and "blocks." in name
-        lr_factor, decay_factor = 1.0, float(is_matrix)
         module = model.get_submodule(name.rpartition(".")[0])
-        parts = getattr(module, "parts", ()) if split and is_matrix else ()
+        ratio = getattr(module, "fan_in_ratio", 1.0) if is_matrix else 1.0
+        lr_factor, decay_factor = 1 / ratio**recipe.fan_in_power, is_matrix * ratio**recipe.fan_in_power
+        parts = getattr(module, "parts", ()) if recipe.matrices is not recipe.others and is_matrix else ()
         groups.setdefault((not is_matrix, lr_factor, decay_factor, parts), {})[name] = parameter
     made = []
     for (other, lr_factor, decay_factor, parts), named in sorted(groups.items(), key=lambda item: item[0][0]):
@@ -419,8 +426,7 @@ def build(name, model, lr, weight_decay, betas=None, lr_other=None, **given):
     given = {option: value for option, value in given.items() if value is not None}
     check(name, given)
     read = recipe.options | given
-    split = recipe.matrices is not recipe.others
-    groups = param_groups(model, lr, weight_decay, lr_other, split)
+    groups = param_groups(model, recipe, lr, weight_decay, lr_other)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(read["beta1"], read["beta2"]), eps=EPS, fused=True)
     return Rules([group | {"optimizer": name} | read | facts for group in groups])
@@ -429,7 +435,7 @@ def build(name, model, lr, weight_decay, betas=None, lr_other=None, **given):
 def state_bytes(name, model):
     """Bytes of the tensors that an optimizer keeps for a model, which may be on the device "meta"."""
     recipe, total = OPTIMIZERS[name], 0
-    for group in param_groups(model, 1.0, 0.0, split=recipe.matrices is not recipe.others):
+    for group in param_groups(model, recipe, lr=1.0, weight_decay=0.0):
         rule = recipe.matrices if group["is_matrix"] else recipe.others
         for p in group["params"]:
             total += rule.tensors * p.numel() * p.element_size()

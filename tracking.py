@@ -161,7 +161,8 @@ def find_start(config, run, warn=True):
     state, path = read_checkpoint(config.init_from), Path(config.init_from)
     check_begun(config, run, state["progress"]["step"])
     options = from_record(type(config), state["config"], path, warn)
-    check_kept(config, options, names(type(config), "model"), path, "a branch has to keep it")
+    kept = names(type(config), "model") + (["seed"] if config.density < 1 else [])  # of what is 0
+    check_kept(config, options, kept, path, "a branch has to keep it")
     check_length(config, state, path, least=1)
     return Start("branch", log_of(path, options), state, path, options)
 

@@ -71,6 +71,10 @@ class Config:
     n_embd: int = option(768, "model", least=1)  # channels
     tied: bool = option(True, "model")  # one matrix for embedding and output head
     qk_norm: bool = option(False, "model")  # normalize queries and keys of every head
+    mup_base: int | None = option(None, "model", least=1)  # muP: n_embd for which lr was found; same n_embd / n_head
+    alpha_in: float = option(1.0, "model", above=0)  # times the embedding's output; with muP find both at mup_base
+    alpha_out: float = option(1.0, "model", above=0)  # times the logits
+    density: float = option(1.0, "model", above=0, most=1)  # share of the blocks' weights that are not 0 (SuPar)
     z_loss: float = option(0.0, "result", least=0)  # of (ln Z)^2, added to what is minimized, but not to train_loss
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # schedule_free: with schedule=constant
@@ -231,6 +235,7 @@ def train(config):
             else:
                 begun.append(name)
     start.state = None  # frees the memory of the checkpoint
+    masks = model.masks(config.seed)
     compiled = device.type == "cuda" if config.compile is None else config.compile
     if compiled:
         check_compiler()
@@ -311,6 +316,9 @@ def train(config):
                 f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter; "
                 f"to train: {left:,} steps = {left * tokens_per_step:,} tokens"
             )
+            if masks:
+                n_off = sum(int(is_off.sum()) for _, is_off in masks)
+                print(f"density: {n_params - n_off:,} parameters are not 0; speed and FLOPs are those of all")
             start.tell(config, versions, lr_change, begun)
         received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
@@ -353,6 +361,8 @@ def train(config):
                 sums += loss.detach()
                 add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so two ranks add as one does
             ranks.sum_gradients(parameters)
+            for p, is_off in masks:
+                p.grad.masked_fill_(is_off, 0.0)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
             loss_sum, *z_loss_sum, signals = ranks.sum(sums, len(received))  # here a GPU is waited for
             stop = signals > 0
@@ -362,6 +372,8 @@ def train(config):
             is_finite = math.isfinite(norm)
             if is_finite:
                 optimizer.step()
+                for p, is_off in masks:  # of rules for matrices: others leave a 0 without a gradient as it is
+                    p.detach().masked_fill_(is_off, 0.0)
             else:
                 at.skipped += 1
             optimizer.zero_grad()
