@@ -117,8 +117,8 @@ def off(name, rows, columns, density, seed):
     What is on at one density is on at every higher one. 10 million weights take 0.15 s.
     """
     drawn = hashlib.shake_128(f"{seed} {name}".encode()).digest(4 * rows * columns)
-    drawn = torch.frombuffer(bytearray(drawn), dtype=torch.int32)  # of a little-endian machine
-    return (drawn >= int(density * 2**32) - 2**31).view(rows, columns)
+    uniform = torch.frombuffer(bytearray(drawn), dtype=torch.int32).double() / 2**32 + 0.5  # in [0, 1), exact
+    return (uniform >= density).view(rows, columns)
 
 
 def rope_table(seq_len, head_size):
