@@ -103,7 +103,7 @@ def coord_check(config, option, values, steps, seeds):
 
 def slope(x, y):
     """Of the line through the logarithms, by least squares; None without two numbers above 0."""
-    if len(x) < 2 or not (min(y) > 0 and math.isfinite(max(y))):
+    if len(x) < 2 or not all(0 < value < math.inf for value in y):
         return None
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling
-from model import Llama, Shape, load_model, shape_of
+from model import Llama, Shape, load_model, off, shape_of
 
 torch.set_num_threads(1)
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -283,3 +283,76 @@ def test_a_checkpoint_tells_the_shape_of_its_model():
     assert Shape(**SHAPE).to_record() == SHAPE  # defaults are not written: what is there counts
     with pytest.raises(ValueError, match="has twist=2, which this code cannot build"):
         shape_of(state | {"shape": shape.to_record() | {"twist": 2}})
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# muP and SuPar
+
+
+def weights_of(**changes):
+    return dict(llama(**changes).named_parameters())
+
+
+def test_initial_weights_shrink_with_the_inputs_of_each_matrix():
+    """To the bit nothing changes at the base; 160 channels are 2.5 x 64, but the MLP's 512 are 2 x 256."""
+    assert all(torch.equal(p, weights_of()[name]) for name, p in weights_of(mup_base=64).items())
+    wide = dict(n_embd=160, n_head=10)
+    before, after = weights_of(**wide), weights_of(**wide, mup_base=64)
+    for name, p in before.items():
+        ratio = 2.0 if "down" in name else 2.5
+        expected = p / math.sqrt(ratio) if name.startswith("blocks.") and p.dim() == 2 else p
+        torch.testing.assert_close(after[name], expected, rtol=1e-6, atol=0)
+
+
+def test_masks_are_fixed_for_ever_and_nested():
+    """By an independent implementation of the docstring: hash, little-endian 32-bit integers, uniform in [0, 1)."""
+    down = ["01111110", "11010111", "11100111"]
+    qkv = ["10110000", "10111110"]
+    for expected, found in (
+        (down, off("blocks.0.mlp.down.weight", 3, 8, density=0.25, seed=0)),
+        (qkv, off("blocks.0.attention.qkv.weight", 2, 8, density=0.5, seed=7)),
+    ):
+        assert ["".join(str(int(x)) for x in row) for row in found] == expected
+    torch.rand(3)  # torch's own generator plays no part
+    quarter, half = (~off("a", 256, 768, density, seed=0) for density in (0.25, 0.5))
+    assert torch.equal(quarter, ~off("a", 256, 768, 0.25, seed=0)) and not (quarter & ~half).any()
+    assert quarter.double().mean() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / quarter.numel()))
+    assert quarter.sum(1).double().std() == pytest.approx(math.sqrt(768 * 0.25 * 0.75), rel=0.2)  # binomial
+    for other in (off("b", 256, 768, 0.25, seed=0), off("a", 256, 768, 0.25, seed=1)):  # independent of this one
+        assert (quarter & ~other).double().mean() == pytest.approx(0.0625, abs=0.003)
+    assert not off("a", 3, 4, 1.0, seed=0).any() and off("a", 3, 4, 1e-300, seed=0).all()
+
+
+def test_a_sparse_model_has_the_weights_of_the_dense_one_scaled_where_they_are_on():
+    model, dense = llama(density=0.25), weights_of()
+    masks = dict(model.masks(seed=0))
+    for name, p in model.named_parameters():
+        is_matrix = name.startswith("blocks.") and p.dim() == 2
+        assert (p in masks) == is_matrix
+        expected = (2 * dense[name]).masked_fill(masks[p], 0.0) if is_matrix else dense[name]
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=0)
+    assert llama().masks(seed=0) == []
+    with torch.device("meta"):
+        assert llama(density=0.25).masks(seed=0) == []  # sizes alone
+
+
+@torch.no_grad()
+def test_factors_of_input_and_output():
+    """Of the logits alpha_out / width ratio, and alpha_in is as good as a larger embedding that is not the output's."""
+    (x, y), shape = tokens_and_targets(), dict(tied=False, n_embd=128, n_head=8)
+    model, plain = spread(llama(**shape, mup_base=32, alpha_in=3.0, alpha_out=0.5)), spread(llama(**shape))
+    plain.load_state_dict(model.state_dict())
+    plain.embedding.weight.mul_(3.0)
+    plain.head.weight.mul_(0.5 / 4)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert model(x, y).item() == pytest.approx(plain(x, y).item(), rel=1e-5)
+    assert not torch.allclose(model(x), spread(llama(**shape))(x), atol=0.1)
+    saved = {"model": model.state_dict(), "shape": Shape(**SHAPE | shape, mup_base=32, alpha_in=3.0, alpha_out=0.5)}
+    saved["shape"] = saved["shape"].to_record()
+    assert torch.equal(load_model(saved)(x), model(x))
+
+
+@pytest.mark.parametrize("base", [128, 24])  # wider than the model; heads of 16 do not divide it
+def test_bases_that_do_not_fit(base):
+    with pytest.raises(ValueError, match=f"mup_base={base}: .*n_embd=64 .*n_embd / n_head = 16 has to divide it"):
+        Shape(**SHAPE, mup_base=base)

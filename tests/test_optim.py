@@ -20,7 +20,7 @@ import planner
 import scaling
 import train as trainer
 from config import Mistake
-from model import Llama, Shape
+from model import Llama, Shape, shape_of
 from optim import build, load_state, set_lr
 from train import Config
 
@@ -451,6 +451,30 @@ def test_an_option_that_an_optimizer_does_not_read_is_an_error(run, tmp_path, na
         build(name, make_model(), lr=0.1, weight_decay=0.0, **{option: 0.5})
 
 
+def rates_of(name, **shape):
+    """{parameter: (lr, weight decay, lr x weight decay)} and the groups."""
+    shape = dict(vocab_size=64, n_layer=1, n_head=8, n_embd=128, seq_len=8) | shape
+    model = Llama(Shape(**shape))
+    groups = build(name, model, **settings_of(name), lr_other=0.005).param_groups
+    names = {p: name for name, p in model.named_parameters()}
+    rates = {names[p]: (g["lr"], g["weight_decay"], g["lr"] * g["weight_decay"]) for g in groups for p in g["params"]}
+    return rates, [{k: v for k, v in group.items() if k != "params"} for group in groups]
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free", "soap", "muon", "scion"])
+def test_rates_go_down_with_the_inputs_of_each_matrix(name):
+    """128 channels are 4 x 32, and the MLP's 512 are 2 x 256; half of all weights are on."""
+    before, groups = rates_of(name)
+    assert rates_of(name, mup_base=128) == (before, groups)  # nothing changes at the base, to the bit
+    after, _ = rates_of(name, mup_base=32, density=0.5)
+    for parameter, (lr, decay, both) in after.items():
+        ratio = 1.0 if "down" in parameter else 2.0
+        if name in ("muon", "scion") or "norm" in parameter or "blocks." not in parameter:
+            ratio = 1.0
+        assert (lr, decay) == (before[parameter][0] / ratio, before[parameter][1] * ratio), parameter
+        assert both == pytest.approx(before[parameter][2], rel=1e-12)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Whole runs
 
@@ -484,6 +508,41 @@ def test_two_ranks_equal_one_with_any_optimizer(run, tmp_path, data_dir, name):
     subprocess.run(call, env=ENV, check=True, capture_output=True)
     assert same(newest(tmp_path, "pair"), run("alone", **options))
     assert lines(tmp_path, "pair") == lines(tmp_path, "alone")
+
+
+def test_mup_at_its_base_changes_no_bit(run, tmp_path):
+    options = dict(SHORT, total_steps=12, cooldown_steps=4)
+    assert same(run("base", **options, mup_base=32), run("plain", **options))
+    assert lines(tmp_path, "base") == lines(tmp_path, "plain")
+    assert not same(run("wider", **options, mup_base=16), run("plain", **options))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap"])
+def test_a_sparse_run_is_exact_and_stays_sparse(run, tmp_path, capsys, name):
+    """With muP, stopped and resumed and branched: what is off is 0 in weights and averages, at every checkpoint."""
+    options = dict(SHORT, optimizer=name, n_embd=64, n_head=4, mup_base=32, density=0.25, ema_half_life=(5.0,), seed=3)
+    direct = run("direct", **options)
+    trunk = options | {"schedule": "constant", "cooldown_steps": None}
+    run("trunk", **trunk, save_at=(12,), stop_at=12)
+    branch = dict(options, init_from=str(tmp_path / "runs/trunk/ckpt/step_00000012.pt"))
+    middle = run("branch", **branch, stop_at=18)
+    assert same(run("branch", **branch), direct)
+    for state in (direct, middle):
+        weights, ema = evaluate.read(tmp_path / "runs/direct/ckpt/step_00000024.pt")["model"], state["averages"]["ema"]
+        for names in (weights, state["model"], ema["blocks"][0]["tensors"]):
+            for parameter, is_off in ((p, m) for p, m in masks_of(state) if p in names):
+                assert not names[parameter][is_off].any() and (names[parameter][~is_off] != 0).all(), parameter
+    assert "parameters are not 0" in capsys.readouterr().out
+    for option, value in (("density", 0.5), ("mup_base", 64), ("seed", 4)):
+        with pytest.raises(Mistake, match=f"^{option}={value}, but .* was trained with .*: a branch has to keep it"):
+            run("other", **branch | {option: value})
+
+
+def masks_of(state):
+    """[(name, where it is off)] of the matrices of a run's model, which has its seed."""
+    model = Llama(shape_of(state))
+    names = {p: name for name, p in model.named_parameters()}
+    return [(names[p], is_off) for p, is_off in model.masks(state["config"]["seed"])]
 
 
 def test_a_skipped_update_advances_nothing(run, monkeypatch):
