@@ -528,10 +528,11 @@ def test_a_sparse_run_is_exact_and_stays_sparse(run, tmp_path, capsys, name):
     middle = run("branch", **branch, stop_at=18)
     assert same(run("branch", **branch), direct)
     for state in (direct, middle):
-        weights, ema = evaluate.read(tmp_path / "runs/direct/ckpt/step_00000024.pt")["model"], state["averages"]["ema"]
-        for names in (weights, state["model"], ema["blocks"][0]["tensors"]):
-            for parameter, is_off in ((p, m) for p, m in masks_of(state) if p in names):
-                assert not names[parameter][is_off].any() and (names[parameter][~is_off] != 0).all(), parameter
+        (average,) = state["averages"]["ema"]["blocks"]
+        for tensors_of in (state["model"], average["tensors"]):
+            for parameter, is_off in masks_of(state):
+                p = tensors_of[parameter]
+                assert not p[is_off].any() and (p[~is_off] != 0).all(), parameter
     assert "parameters are not 0" in capsys.readouterr().out
     for option, value in (("density", 0.5), ("mup_base", 64), ("seed", 4)):
         with pytest.raises(Mistake, match=f"^{option}={value}, but .* was trained with .*: a branch has to keep it"):
