@@ -237,8 +237,8 @@ class Jobs:
         there = next(p for p in (out_dir, *out_dir.parents) if p.exists())
         costs = {}
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=there) as folder:
-            for config in configs:
-                tried = planner.for_a_trial(config, Path(folder))
+            for i, config in enumerate(configs):
+                tried = planner.for_a_trial(config, Path(folder) / str(i))  # a worker's runs of two models are two
                 workers = [self.worker(slot) for slot in range(self.n)]
                 for worker in workers:
                     worker.start("trial", Path(folder) / "output.txt", flags_of(tried))

@@ -105,6 +105,16 @@ def test_results_add_up_to_what_was_trained(trained):
         assert all(row[name] for row in rows), name
 
 
+def test_plan_of_widths_and_learning_rates_with_mup(tmp_path, data_dir, capsys):
+    """One worker tries out two models, the least and the largest."""
+    text = "lr = [1e-2, 2e-2]\ngrids = [dict(n_embd=32, n_head=2), dict(n_embd=64, n_head=4)]"
+    args = write(tmp_path, data_dir, text, mup_base=32, total_steps=10)
+    study.run([args[0], "--plan"])
+    out = capsys.readouterr().out
+    assert out.count("2 times: lr0.01, lr0.02") == 2 and "to 10  n-embd32" in " ".join(out.split()[:20])
+    assert "(by a trial)" in out
+
+
 def test_only_a_deleted_run_is_trained_again(trained, capsys):
     before, rows = ages(trained), rows_of(trained)
     study.run(trained)
