@@ -533,6 +533,12 @@ def test_a_sparse_run_is_exact_and_stays_sparse(run, tmp_path, capsys, name):
             for parameter, is_off in masks_of(state):
                 p = tensors_of[parameter]
                 assert not p[is_off].any() and (p[~is_off] != 0).all(), parameter
+        groups, of_p = state["optimizer"]["param_groups"], state["optimizer"]["state"]
+        index = {p: i for group in groups for p, i in zip(group["names"], group["params"], strict=True)}
+        for parameter, is_off in masks_of(state):
+            if "qkv" not in parameter:  # three matrices for some
+                mean = of_p[index[parameter]]["exp_avg" if name == "adamw" else "m"]
+                assert not mean[is_off].any() and mean[~is_off].any(), parameter  # of gradients
     assert "parameters are not 0" in capsys.readouterr().out
     for option, value in (("density", 0.5), ("mup_base", 64), ("seed", 4)):
         with pytest.raises(Mistake, match=f"^{option}={value}, but .* was trained with .*: a branch has to keep it"):
