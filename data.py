@@ -300,7 +300,7 @@ def open_data(config, start):
     """(TrainStream, ValSet) of a run, held against each other and against what its checkpoint was trained on.
 
     config   options of train.py
-    start    tracking.Start
+    start    start.Start
     """
     before, position = start.state["data"], start.state["progress"].get("position", 0)
     history = list(before["history"])

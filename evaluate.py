@@ -27,8 +27,8 @@ from config import Mistake, Parser, from_record, main, mistakes, to_record, whol
 from data import ValSet, check_tokenizer, parse_mix
 from model import load_model
 from parallel import autocast, choose_device, chunk_losses, use_bf16
+from start import PARTS, check_state
 from tables import print_table, refuse_twice
-from tracking import PARTS, check_state
 from train import Config
 
 NEEDED = tuple(part for part in PARTS if part != "optimizer")  # of a checkpoint, to evaluate it

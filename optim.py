@@ -404,8 +404,15 @@ def options():
     return list(dict.fromkeys(option for recipe in OPTIMIZERS.values() for option in recipe.options))
 
 
-def check(name, given):
-    """ValueError for an option in `given`, {option: value}, that this optimizer does not read."""
+def check(name, given, averaged=False):
+    """ValueError for an option in `given`, {option: value}, that this optimizer does not read.
+
+    `averaged` is whether windows or EMAs of its weights are kept: not of those that it averages itself.
+    """
+    if averaged and OPTIMIZERS[name].final:
+        raise ValueError(
+            f"window_horizon, ema_decay, ema_half_life: {name} averages its weights itself, so leave these out"
+        )
     for option, value in given.items():
         if option not in OPTIMIZERS[name].options:
             readers = ", ".join(other for other, recipe in OPTIMIZERS.items() if option in recipe.options)

@@ -1,6 +1,5 @@
-"""A run's folder: where it starts; config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
+"""A run's folder: config.json, log.jsonl, the code that ran, result.json; and wandb, if asked.
 
-    start = find_start(config, run)                         # its newest checkpoint, one to branch from, or neither
     folder = RunFolder(run, config, log_from=run / "log.jsonl", start=1000)   # Mistake if another process trains it
     folder.log({"step": 1010, "train_loss": 3.2})
     folder.finish(result)
@@ -10,7 +9,6 @@ when it resumes, those of its ancestor when it is a branch. So it is always whol
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -22,16 +20,14 @@ import time
 import uuid
 from pathlib import Path
 
-import checkpoint
 from checkpoint import written
-from config import HERE, Mistake, from_record, mistakes, names
+from config import HERE, Mistake
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT = 1  # of what train.py saves
 WANDB_PROJECT = "cooldown"
 REPEAT_S = 2.0  # signals that come closer together are one
 WANDB_FINISH_S = 60  # without a network wandb may hang at the end: no longer than this
@@ -45,232 +41,6 @@ def check_folder(out_dir, name):
     there = next(p for p in (run, *run.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or not there.stat().st_mode & 0o222:
         raise Mistake(f"out_dir={out_dir!r}: cannot write to {there}; choose another --out_dir")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# What a checkpoint holds
-
-PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # dicts all of them
-
-
-def check_state(state, path, parts=PARTS):
-    """Mistake, which says what a file holds instead or what it lacks, unless it is a checkpoint with these parts."""
-    remedy = "give a checkpoint that train.py saved"
-    if not isinstance(state, dict):
-        raise Mistake(f"{path} holds a {type(state).__name__}, not a checkpoint: {remedy}")
-    if state and all(hasattr(value, "shape") for value in state.values()):
-        raise Mistake(f"{path} holds weights alone, such as {next(iter(state))}: {remedy}")
-    missing = [part for part in parts if not isinstance(state.get(part), dict)]
-    inside = {"progress": "step", "config": "dataset"}
-    missing += [name for part, name in inside.items() if part not in missing and name not in state[part]]
-    if missing:
-        kind = "a checkpoint of nanoGPT" if "model_args" in state else "no checkpoint of this code"
-        raise Mistake(f"{path} is {kind}, and lacks {', '.join(missing)}: {remedy}")
-    if state.get("format") != FORMAT:
-        raise Mistake(f"{path} has format {state.get('format')}, and this code reads {FORMAT}: {remedy}")
-    odd = [name for name, value in state["model"].items() if not hasattr(value, "shape")]
-    if odd or not state["model"]:
-        raise Mistake(f"{path} has no weights in its model{f', but {odd[0]}' if odd else ''}: {remedy}")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Where a run starts
-
-NEW = {"progress": {"step": 0}, "averages": {}, "data": {"history": [], "sha256": {}}}  # as a checkpoint would say it
-EVIDENT = ("name", "init_from", "stop_at")  # options whose change says itself
-
-
-@dataclasses.dataclass
-class Start:
-    """Where a run starts: with new weights, from its own newest checkpoint, or as a branch of another run."""
-
-    how: str  # "new", "resumed" or "branch"
-    log: Path | None  # whose lines up to this step are those of the run, too; None: no log is known to be
-    state: dict = dataclasses.field(default_factory=lambda: NEW)  # what the checkpoint holds
-    path: Path | None = None  # the checkpoint
-    options: dict = dataclasses.field(default_factory=dict)  # those it was trained with
-    result: dict | None = None  # what result.json says, if the run is finished
-
-    def __post_init__(self):
-        self.step = self.state["progress"]["step"]
-        self.merged_from = len(self.state.get("merged", {}).get("paths", ()))  # checkpoints, by evaluate.py --merge
-        self.computed = self.state.get("versions", {})  # with what
-
-    def changes(self, config):
-        """[(option, before, now)] of the options that are other than those of the checkpoint."""
-        pairs = [(name, before, getattr(config, name)) for name, before in self.options.items()]
-        return [(name, before, now) for name, before, now in pairs if before != now and name not in EVIDENT]
-
-    def first_change_of_lr(self, config, make_schedule):
-        """(step, lr then, lr now) of the first update made so far that would have another learning rate now, or None.
-
-        None means that what follows is the rest of the schedule that began at step 0.
-        """
-        if not self.options:
-            return None
-        before = type(config)(**self.options)
-        then, now = make_schedule(before), make_schedule(config)
-        peaks = [(before.lr, config.lr), (before.lr_other or before.lr, config.lr_other or config.lr)]
-        for step in range(self.step):
-            for peak_then, peak_now in peaks:
-                lrs = peak_then * then(step), peak_now * now(step)
-                if not math.isclose(*lrs, rel_tol=1e-9):
-                    return step, *lrs
-        return None
-
-    def tell(self, config, computed, lr_change, begun):
-        """Print where the run starts, and all that is other than the checkpoint's run would have it."""
-        print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
-        if self.merged_from:
-            print(f"merged: its weights are of {self.merged_from} checkpoints, the optimizer's moments of the last one")
-        for name, before, now in self.changes(config):
-            print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
-        for name, now in computed.items():
-            if self.computed and (before := self.computed.get(name)) != now:
-                print(
-                    f"computed with {name} {now}, until step {self.step} with {before}: bits are not those of one run"
-                )
-        if lr_change:
-            print(
-                "warning: from step {} on this is not the rest of its schedule: update {} was made at lr {:.4g}, "
-                "here its lr is {:.4g}".format(self.step, *lr_change)
-            )
-        for name in begun:
-            print(f"{name}: this average begins at step {self.step}; {self.path} has none like it")
-        if self.how == "branch" and self.log is None:
-            print(f"log: it begins at step {self.step}, as no log beside {self.path} is known to be of its run")
-
-
-def find_start(config, run, warn=True):
-    """Find where a run starts; what its own folder holds goes before `config.init_from`.
-
-    config   options of train.py
-    warn     whether to tell on stderr of damaged checkpoints and unknown options: one rank's is enough
-    Mistake if it may not go on from there, as its options or its length do not allow it.
-    """
-    with mistakes():
-        own = checkpoint.load_latest(run / "ckpt", warn)
-    if own:
-        return resume(config, run, *own, warn)
-    if (run / "result.json").is_file():  # its checkpoints were removed to save space
-        options = from_record(type(config), read_json(run / "config.json"), run / "config.json", warn)
-        return Start("resumed", run / "log.jsonl", options=options, result=read_result(config, run, options))
-    if config.init_from is None:
-        check_begun(config, run, start=0)
-        return Start("new", None)
-    state, path = read_checkpoint(config.init_from), Path(config.init_from)
-    check_begun(config, run, state["progress"]["step"])
-    options = from_record(type(config), state["config"], path, warn)
-    kept = names(type(config), "model") + (["seed"] if config.density < 1 else [])  # of what is 0
-    check_kept(config, options, kept, path, "a branch has to keep it")
-    check_length(config, state, path, least=1)
-    return Start("branch", log_of(path, options), state, path, options)
-
-
-def resume(config, run, state, path, warn):
-    """The start of a run from its own checkpoint."""
-    check_state(state, path)
-    if "merged" in state:
-        raise Mistake(f"{path} was merged from others, and is not this run's own: move it away, and branch from it")
-    options = from_record(type(config), state["config"], path, warn)
-    check_kept(config, options, names(type(config), "model", "run"), path, "choose another --name")
-    check_length(config, state, path, least=0)
-    finished = state["progress"]["step"] == config.total_steps and (run / "result.json").is_file()
-    result = read_result(config, run, options) if finished else None
-    return Start("resumed", run / "log.jsonl", state, path, options, result)
-
-
-def read_checkpoint(path):
-    """Read and check a checkpoint of train.py; Mistake says in one line what else a file is."""
-    with mistakes():
-        state = checkpoint.load(path)
-    check_state(state, path)
-    return state
-
-
-def check_kept(config, before, kept, path, remedy):
-    """Raise Mistake if an option that has to stay as it was is another."""
-    for name in kept:
-        now = getattr(config, name)
-        if before[name] != now and not (name == "init_from" and same_file(before[name], now)):
-            raise Mistake(f"{name}={now!r}, but {path} was trained with {before[name]!r}: {remedy}")
-
-
-def same_file(a, b):
-    return None not in (a, b) and Path(a).resolve() == Path(b).resolve()
-
-
-def check_length(config, state, path, least):
-    """Raise Mistake unless at least so many steps are left."""
-    step = state["progress"]["step"]
-    if step > config.total_steps - least:
-        raise Mistake(f"total_steps={config.total_steps}: {path} is past it already; train longer")
-    if config.stop_at is not None and step > config.stop_at:
-        raise Mistake(f"stop_at={config.stop_at}: {path} is past it already")
-
-
-def check_begun(config, run, start):
-    """Raise Mistake if a folder without a checkpoint holds the log of a run that had one, after its `start`."""
-    lines = lines_up_to(run / "log.jsonl", math.inf)
-    if not lines:
-        return
-    then = from_record(type(config), read_json(run / "config.json"), run / "config.json", warn=False)
-    saves = [*then["save_at"], then["stop_at"] or then["total_steps"]]
-    if then["save_every"]:
-        saves.append((start // then["save_every"] + 1) * then["save_every"])
-    step = json.loads(lines[-1])["step"]
-    if step > min((save for save in saves if save > start), default=math.inf):
-        raise Mistake(
-            f"{run} holds the log of a run up to step {step:,}, but no checkpoint: restore its ckpt/, "
-            "or choose another --name"
-        )
-
-
-def log_of(path, options):
-    """The log of the run that a checkpoint is of, if it lies where that run left it; else None."""
-    run = path.absolute().parent.parent
-    if path.absolute().parent.name != "ckpt" or not (run / "config.json").is_file():
-        return None
-    try:
-        there = read_json(run / "config.json")
-    except Mistake:
-        return None
-    alike = all(there.get(name) == options[name] for name in ("name", "seed", "data_seed", "dataset", "n_embd"))
-    return run / "log.jsonl" if alike else None
-
-
-def read_json(path):
-    """Read a JSON object; Mistake if it is damaged or missing."""
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, FileNotFoundError):
-        found = None
-    if not isinstance(found, dict):
-        raise Mistake(f"{path} is missing or damaged: restore it from a copy, or choose another --name")
-    return found
-
-
-def read_result(config, run, options):
-    """What the result.json of a finished run says that was trained with `options`.
-
-    Mistake if `config` asks for another result, which would be for nothing; FloatingPointError if it diverged.
-    """
-    free = names(type(config), "free")
-    check_kept(
-        config, options, [name for name in options if name not in free], f"the finished {run}", "choose another --name"
-    )
-    result = read_json(run / "result.json")
-    check_result(result, run)
-    return result
-
-
-def check_result(result, run):
-    """Raise FloatingPointError if a run ended without a loss that is a number."""
-    if result["val_loss"] is None:
-        raise FloatingPointError(
-            f"{run} has ended at step {result['step']}, and its validation loss is not a number: training diverged; "
-            "lower --lr, and choose another --name"
-        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -444,6 +214,39 @@ def for_people(entry, left_s=None):
         elif name in FORMS:
             parts.append(FORMS[name].format(value))
     return "  ".join(parts + ([] if left_s is None else [f"{clock(left_s)} left"]))
+
+
+class Speed:
+    """Of the steps of this process, evaluations and saves left out."""
+
+    def __init__(self):
+        self.n_steps, self.of_interval, self.seconds, self.step_s = 0, 0, 0.0, 0.0
+
+    def add(self, seconds):
+        """Count a step, and return its seconds."""
+        self.n_steps, self.of_interval, self.seconds = self.n_steps + 1, self.of_interval + 1, self.seconds + seconds
+        if self.n_steps <= 2:
+            self.step_s = seconds  # the first one compiles, so the second takes its place
+        else:
+            self.step_s = 0.9 * self.step_s + 0.1 * seconds
+        return seconds
+
+    def per_second(self):
+        """Steps per second, since this was asked last."""
+        per_second = self.of_interval / self.seconds
+        self.of_interval, self.seconds = 0, 0.0
+        return per_second
+
+
+def read_json(path):
+    """Read a JSON object; Mistake if it is damaged or missing."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, FileNotFoundError):
+        found = None
+    if not isinstance(found, dict):
+        raise Mistake(f"{path} is missing or damaged: restore it from a copy, or choose another --name")
+    return found
 
 
 def clock(seconds):

@@ -32,9 +32,10 @@ import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
-from model import LOSS_ROWS, Llama, Shape, load_weights
+from model import LOSS_ROWS, Llama, Shape
 from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
-from tracking import FORMAT, RunFolder, caught_signals, check_folder, check_result, clock, find_start, finite
+from start import FORMAT, Progress, check_result, find_start
+from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
 
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
@@ -162,26 +163,7 @@ def check(config, world_size):
         Shape.of(config, vocab_size=1)
         options = [name for name in optim.options() if hasattr(config, name)]
         given = {name: getattr(config, name) for name in options if getattr(config, name) != getattr(Config, name)}
-        optim.check(config.optimizer, given)
-    if averages and optim.OPTIMIZERS[config.optimizer].final:
-        raise Mistake(
-            f"window_horizon={config.window_horizon}, ema_decay={config.ema_decay}, ema_half_life="
-            f"{config.ema_half_life}: {config.optimizer} averages its weights itself, so leave these out"
-        )
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run is: all that changes from step to step, besides weights, optimizer and averages."""
-
-    step: int = 0  # updates made
-    position: int = 0  # sequences trained on
-    skipped: int = 0  # updates skipped for gradients that were not finite
-    skipped_in_a_row: int = 0
-    train_s: float = 0.0  # seconds spent in updates
-    train_loss: float | None = None  # of the last update
-    lr_changed_at: int | None = None  # step from which on the learning rates are not those of one run from step 0
-    losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
+        optim.check(config.optimizer, given, averaged=bool(averages))
 
 
 def every(interval, step):
@@ -223,18 +205,7 @@ def train(config):
     parameters = list(model.parameters())
     optimizer = make_optimizer(config, model)
     averages = make_averages(config, model)
-    begun = []  # averages that this checkpoint does not have, or has with other settings
-    if start.how != "new":
-        with mistakes(start.path):
-            load_weights(model, start.state["model"])
-        optim.load_state(optimizer, start.state["optimizer"])
-        for name, average in averages.items():
-            saved = start.state["averages"].get(name, {})
-            if average.settings.items() <= saved.items():
-                average.load_state_dict(saved)
-            else:
-                begun.append(name)
-    start.state = None  # frees the memory of the checkpoint
+    begun = start.restore(model, optimizer, averages)
     masks = model.masks(config.seed)
     compiled = device.type == "cuda" if config.compile is None else config.compile
     if compiled:
@@ -250,6 +221,7 @@ def train(config):
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
     accum_steps = rank_batch // config.micro_batch_size
+    left = config.total_steps - at.step  # updates
     tokens_per_step = config.global_batch_size * config.seq_len
     flops_per_sequence = scaling.train_flops(shape)  # as the paper counts them
     n_params = sum(p.numel() for p in parameters)
@@ -306,7 +278,6 @@ def train(config):
             at_exit.callback(folder.close)
             if start.how == "resumed":  # a kill may have come between a save and this
                 checkpoint.prune(run / "ckpt", at.step, config.keep, config.save_at)
-            left = config.total_steps - at.step
             tokens = at.position * config.seq_len + left * tokens_per_step
             print(
                 f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
@@ -322,10 +293,8 @@ def train(config):
             start.tell(config, versions, lr_change, begun)
         received = at_exit.enter_context(caught_signals())  # they ask for a checkpoint at the end of the step
 
-        stop, failed_saves, interval_steps, interval_s, step_s = False, 0, 0, 0.0, 0.0
-        batches = ranks.micro_batches(
-            stream, at.position, config.total_steps - at.step, rank_batch, config.micro_batch_size
-        )
+        stop, failed_saves, speed = False, 0, Speed()
+        batches = ranks.micro_batches(stream, at.position, left, rank_batch, config.micro_batch_size)
         tokens = next(batches, None)
         for step in range(at.step, config.total_steps + 1):
             last = step == config.total_steps
@@ -384,30 +353,22 @@ def train(config):
             for average in averages.values():
                 average.update(at.step)
 
-            # time
-            seconds = time.perf_counter() - began
-            at.train_s += seconds
-            interval_steps, interval_s = interval_steps + 1, interval_s + seconds
-            if step <= start.step + 1:
-                step_s = seconds  # the first one compiles, so the second takes its place
-            else:
-                step_s = 0.9 * step_s + 0.1 * seconds
+            at.train_s += speed.add(time.perf_counter() - began)
 
             # log
             due = every(config.log_every, at.step) or not is_finite
             if folder and due:
-                speed = interval_steps / interval_s  # steps per second, evaluations and saves left out
+                per_s = speed.per_second()
                 line = {**counters(), "train_loss": at.train_loss, "lr": config.lr * schedule(step), "grad_norm": norm}
-                line["tokens_per_s"] = tokens_per_step * speed
+                line["tokens_per_s"] = tokens_per_step * per_s
                 if peak_flops:
-                    flops_per_s = config.global_batch_size * flops_per_sequence * speed
+                    flops_per_s = config.global_batch_size * flops_per_sequence * per_s
                     line["mfu"] = flops_per_s / (peak_flops * ranks.world_size)
                 if z_loss:
                     line["z_loss"] = z_loss_sum[0] / tokens_per_step
                 if not is_finite:
                     line["skipped"] = at.skipped
-                folder.log(line, left_s=step_s * ((config.stop_at or config.total_steps) - at.step))
-                interval_steps, interval_s = 0, 0.0
+                folder.log(line, left_s=speed.step_s * ((config.stop_at or config.total_steps) - at.step))
             if at.skipped_in_a_row == MAX_SKIPS:
                 raise FloatingPointError(
                     f"{MAX_SKIPS} gradients in a row, up to step {at.step}, were not finite: lower --lr; "

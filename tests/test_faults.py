@@ -37,9 +37,9 @@ import checkpoint
 import data
 import prepare_data
 import text_sources
-import tracking
 from config import main
 from model import Llama, Shape
+from start import FORMAT
 from train import Config, train
 
 # 12 steps in 0.2 s; an epoch is 10 sequences: it ends within steps 3 and 8, and with steps 5 and 10
@@ -636,7 +636,7 @@ def test_code_in_a_checkpoint_is_not_run(lab):
     """Neither in one to branch from nor in the run's own, sealed and named as ours are."""
     marker, evil = lab.path / "marker", lab.path / "runs/own/ckpt/step_00000002.pt"
     evil.parent.mkdir(parents=True)
-    torch.save({"format": tracking.FORMAT, "model": Evil(marker)}, evil)
+    torch.save({"format": FORMAT, "model": Evil(marker)}, evil)
     checkpoint.seal(evil)
     for name in ("own", "branch"):
         assert lab.run(name, init_from=str(evil)) == 1 and "error: " in lab.said(name).splitlines()[-1]

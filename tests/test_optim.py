@@ -680,7 +680,7 @@ def test_a_branch_from_merged_weights_averages_anew(free, run, tmp_path, capsys)
 
 def test_schedule_free_refuses_what_it_cannot_do(free, run, tmp_path, capsys):
     options = dict(SHORT, optimizer="schedule_free")
-    with pytest.raises(Mistake, match="window_horizon=10, .*schedule_free averages its weights itself"):
+    with pytest.raises(Mistake, match="window_horizon, .*schedule_free averages its weights itself"):
         run("mistake", **options | {"window_horizon": 10})
     with pytest.raises(Mistake, match="beta1=0: schedule_free"):
         run("mistake", **options, beta1=0.0)
