@@ -380,8 +380,8 @@ def param_groups(model, recipe, lr, weight_decay, lr_other=None):
     muP and SuPar: a module says in `fan_in_ratio` how many inputs its weight has for one that it has in the model for
     which lr was found. Where all entries of an update are about as large, many inputs add up to more: lr is over the
     ratio. An orthogonalized update is as large for any number of inputs, so lr stays. soap and kron are taken to be of
-    the first kind, and lie between: nobody has seen their lr carry over. lr * weight_decay stays in any case, which
-    it takes for lr to carry over (Kosson et al. 2025, arXiv 2510.19093).
+    the first kind, but lie between: whether their lr carries over is not tested. lr * weight_decay always stays, as lr
+    carries over only then (Kosson et al. 2025, arXiv 2510.19093).
     """
     groups = {}
     for name, parameter in model.named_parameters():  # a tied matrix comes once, as the embedding
