@@ -1,0 +1,15 @@
+"""MARS-AdamW: learning rate and both betas.
+
+    python tune.py configs/tune/mars.py --jobs=2
+"""
+
+name = "tune/mars"
+base = "configs/small.py"
+optimizer = "mars"
+total_steps = 400
+eval_every = 0  # at the end only
+cooldown_shape = "linear"
+start = dict(lr=1.6e-2, beta1=0.9, beta2=0.98)
+grid = dict(lr=[8e-3, 1.6e-2, 3.2e-2], beta1=[0.9, 0.95], beta2=[0.95, 0.98])
+seeds = [0, 1, 2]
+tolerance = 0.005
