@@ -9,6 +9,7 @@
     python plot.py interpolation line.json                          # of evaluate.py --interpolate A B --json (7)
     python plot.py envelope results.csv                             # loss against FLOPs, over model sizes (12 left)
     python plot.py diagonal results.csv                             # cosine against cooldown (12 right)
+    python plot.py methods results.csv --baseline=adamw             # loss over length, and minus a baseline's (11)
     python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
     python plot.py certificate runs/tune_small                      # of tune.py: loss around the best settings
 
@@ -42,6 +43,7 @@ plt.rcParams.update({"figure.constrained_layout.use": True, "figure.titlesize": 
 # and sizes differ in marker and shade. So lines are told apart in grey, too, and by the colour-blind (Okabe and Ito).
 LOOKS = {
     "constant": ("#303030", "-", "o"),
+    "adamw": ("#303030", "-", "o"),
     "val_loss_window": ("#009e73", (0, (3, 1.2)), "s"),
     "val_loss_ema": ("#cc79a7", (0, (1, 1.2)), "D"),
     "cooldown, 1-sqrt": ("#0072b2", (0, (9, 1.2, 1.5, 1.2)), "^"),
@@ -51,6 +53,7 @@ LOOKS = {
 }
 OTHERS = (("#b8860b", "-", "<"), ("#5b2c6f", "--", ">"), ("#626567", "-.", "p"), ("#0e6655", ":", "h"))
 OTHERS += (("#a93226", (0, (8, 1.5)), "*"), ("#7d6608", (0, (3, 1, 1, 1)), "d"))
+OTHERS += (("#0072b2", (0, (5, 1)), "s"), ("#cc79a7", (0, (2, 1)), "D"))
 MARKERS = "osD^vPX<>ph*d"  # of lines of one kind
 LOSS = "validation loss (nats per token)"
 
@@ -399,6 +402,51 @@ def plot_averages(args):
     return finish(figure, title, spread(sum(drawn, [])), look)
 
 
+def plot_methods(args):
+    """Final losses of optimizers and schedules over the run's length, and minus a baseline's, seed by seed (Figure 11).
+
+    A method is what its runs are called; a part of that all have in common is left out.
+    """
+    rows = read_results(args.results, args.only)
+    names = {called(row): called(row).split(", ") for row in rows}
+    common = set.intersection(*map(set, names.values())) if len(names) > 1 else set()
+    names = {name: ", ".join(part for part in parts if part not in common) for name, parts in names.items()}
+    lines = mean_lines(rows, "total_steps", ignore=tables.with_length(rows))
+    lines = [
+        line._replace(kind=names[line.kind], label=line.label.replace(line.kind, names[line.kind])) for line in lines
+    ]
+    base = [line for line in lines if line.label == args.baseline]
+    if not base:
+        raise Mistake(f"--baseline={args.baseline}: expected one of {', '.join(line.label for line in lines)}")
+    look = styles(lines)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8))
+    draw(left, lines, look)
+    lengths = sorted({steps for line in lines for steps in line.x})
+    for line in lines:
+        steps, differences, errors = [], [], []
+        for length in line.x:
+            here = [row for row in line.rows if row["total_steps"] == length]
+            pairs = tables.paired(here, base[0].rows, "val_loss")
+            if line is base[0] or not len(pairs):
+                continue
+            above = pairs[:, 0] - pairs[:, 1]
+            steps.append(length)
+            differences.append(np.mean(above))
+            errors.append(tables.std(above) / math.sqrt(len(above)))
+            told = f"{differences[-1]:+.4f} ± {errors[-1]:.4f} (standard error, {span([len(above)], 'pair')})"
+            print(f"{line.label}, {length:,.0f} steps: {told}")
+        bars = {"elinewidth": 0.9, "capsize": 2.5, "label": line.label}
+        right.errorbar(steps, differences, np.nan_to_num(errors), **bars | look[line.label])
+    right.axhline(0, color="0.3", lw=0.8)
+    for axes in (left, right):
+        log_axis(axes.xaxis, lengths)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("steps of the run")
+    left.set(ylabel=LOSS)
+    right.set(ylabel=f"minus {args.baseline}, seed by seed (± standard error)")
+    return finish(figure, "Final loss over the length of the run", f"left: {spread(lines)}", look)
+
+
 def plot_cost(args):
     """FLOPs and time of a study, with each run alone and with prefixes shared (Figures 13, 24, 25)."""
     rows = read_results(args.results, args.only, all_runs=True)
@@ -453,7 +501,7 @@ def plot_certificate(args):
 
 
 FIGURES = (plot_schedules, plot_curves, plot_interpolation, plot_lr, plot_cooldown_length, plot_cooldown_shape)
-FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_cost, plot_certificate)
+FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_methods, plot_cost, plot_certificate)
 
 
 def run(args=None):
@@ -479,6 +527,8 @@ def run(args=None):
             figure.add_argument("files", nargs="+", help="a line in the figure each")
         else:
             figure.add_argument("results", nargs="+", help="results.csv of a study, or its folder; several are joined")
+            if plot is plot_methods:
+                figure.add_argument("--baseline", required=True, help="as the legend calls it, such as adamw")
             figure.add_argument("--only", nargs="+", default=[], metavar="COLUMN=VALUE,...", help="these rows only")
 
     args = parser.parse_args(args)

@@ -27,7 +27,7 @@ ARCHIVE = "logs.jsonl.gz"  # in the folder of a study's results: the logs of all
 SHAPE = inspect.signature(schedules.wsd).parameters["cooldown_shape"].default  # of a cooldown whose config names none
 
 # Columns of results.csv: text, results, seeds; all others are settings, and runs that differ in one are different runs
-TEXT = ("name", "schedule", "cooldown_shape", "dataset")
+TEXT = ("name", "schedule", "cooldown_shape", "dataset", "optimizer")
 AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
 RESULTS = ("flops", "flops_paid", "train_s", "train_s_paid", "train_loss", "window_steps", *AVERAGES)
 SEEDS = ("seed", "data_seed")
@@ -256,9 +256,12 @@ def pick(rows, *names):
 
 
 def called(row):
-    """What a run is called in every table and figure: its schedule, and its cooldown's shape: "cooldown, 1-sqrt"."""
+    """What a run is called in every table and figure: its schedule, and its cooldown's shape: "cooldown, 1-sqrt".
+
+    Where runs differ in their optimizer it comes first: "muon, cooldown, 1-sqrt".
+    """
     name = SCHEDULES.get(row["schedule"], row["schedule"])
-    return f"{name}, {row['cooldown_shape']}" if row.get("cooldown_shape") else name
+    return ", ".join(part for part in (row.get("optimizer"), name, row.get("cooldown_shape")) if part)
 
 
 def span(values, unit):

@@ -345,6 +345,32 @@ def test_diagonal(table, figure, capsys):
     assert span[1] == span[0]
 
 
+def test_methods_against_a_baseline(table, figure, capsys):
+    rows = []
+    for steps, gains in ((100, (0.1, 0.2, 0.3)), (200, (0.1, 0.1, 0.4))):
+        for seed, gain in enumerate(gains):
+            base = 4 - steps / 100 + seed / 10
+            rows += [
+                row("wsd", base, seed, steps, optimizer="adamw"),
+                row("wsd", base - gain, seed, steps, 0.02, optimizer="muon"),
+            ]
+    rows += [row("wsd", 1.0, 9, 200, 0.02, optimizer="muon")]  # of a seed that the baseline has not
+    left, right = figure("methods", table(rows), "--baseline=adamw").axes
+    assert lines_of(left)["adamw"] == ([100, 200], [3.1, 2.1])
+    error = np.std([0.1, 0.1, 0.4], ddof=1) / math.sqrt(3)
+    assert f"muon, 200 steps: -0.2000 ± {error:.4f} (standard error, 3 pairs)" in capsys.readouterr().out
+    assert lines_of(right)["muon"] == ([100, 200], [-0.2, -0.2])
+    with pytest.raises(Mistake, match="--baseline=cosine: expected one of adamw, muon"):
+        figure("methods", table(rows), "--baseline=cosine")
+
+
+def test_methods_differ_in_optimizer_and_schedule(table, figure):
+    rows = [row("onecycle", 3.0, optimizer="adamw"), row("wsd", 2.9, optimizer="adamw")]
+    rows += [row("constant", 2.8, optimizer="schedule_free")]
+    drawn = figure("methods", table(rows), "--baseline=adamw, cosine (OneCycle)")
+    assert legend_of(drawn) == ["adamw, cosine (OneCycle)", "adamw, cooldown, 1-sqrt", "schedule_free, constant"]
+
+
 def test_what_goes_with_a_size_is_no_kind_of_its_own(table, figure):
     rows = [
         row(schedule, 3.0, n_params=n, n_head=n // 10**6, beta2=beta2)

@@ -136,6 +136,8 @@ def test_labels_say_what_differs():
     cosines = [{"schedule": name, "lr": lr} for name, lr in (("cosine", 0.1), ("onecycle", 0.1), ("onecycle", 0.2))]
     assert tables.labels(cosines[:2]) == ["cosine", "cosine (OneCycle)"]
     assert tables.labels(cosines) == ["cosine, lr 0.1", "cosine (OneCycle), lr 0.1", "cosine (OneCycle), lr 0.2"]
+    optimizers = [common | {"optimizer": name} for name in ("adamw", "muon")]
+    assert tables.labels(optimizers) == ["adamw, cooldown, linear", "muon, cooldown, linear"]
     assert tables.labels([common | {"beta2": b} for b in (0.95, None)]) == [
         "cooldown, linear, beta2 0.95",
         "cooldown, linear",

@@ -1,6 +1,6 @@
 """AdamW, the baseline, so with all that the others may choose: learning rate and both betas.
 
-    python tune.py configs/tune/adamw.py --jobs=2
+python tune.py configs/tune/adamw.py --jobs=2
 """
 
 name = "tune/adamw"

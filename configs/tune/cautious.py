@@ -1,6 +1,6 @@
 """Cautious AdamW: learning rate and both betas.
 
-    python tune.py configs/tune/cautious.py --jobs=2
+python tune.py configs/tune/cautious.py --jobs=2
 """
 
 name = "tune/cautious"

@@ -1,6 +1,6 @@
 """PSGD Kron: learning rate and weight decay.
 
-    python tune.py configs/tune/kron.py --jobs=2
+python tune.py configs/tune/kron.py --jobs=2
 """
 
 name = "tune/kron"

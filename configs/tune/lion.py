@@ -1,6 +1,6 @@
 """Lion: learning rate and weight decay.
 
-    python tune.py configs/tune/lion.py --jobs=2
+python tune.py configs/tune/lion.py --jobs=2
 """
 
 name = "tune/lion"

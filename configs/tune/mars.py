@@ -1,6 +1,6 @@
 """MARS-AdamW: learning rate and both betas.
 
-    python tune.py configs/tune/mars.py --jobs=2
+python tune.py configs/tune/mars.py --jobs=2
 """
 
 name = "tune/mars"

@@ -1,6 +1,6 @@
 """Muon: learning rates of the matrices and of the rest, which AdamW updates.
 
-    python tune.py configs/tune/muon.py --jobs=2
+python tune.py configs/tune/muon.py --jobs=2
 """
 
 name = "tune/muon"

@@ -1,6 +1,6 @@
 """NAdamW: learning rate and both betas.
 
-    python tune.py configs/tune/nadamw.py --jobs=2
+python tune.py configs/tune/nadamw.py --jobs=2
 """
 
 name = "tune/nadamw"

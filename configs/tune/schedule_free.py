@@ -1,6 +1,6 @@
 """Schedule-Free AdamW at a constant learning rate: its peak and the weight of the average, beta1.
 
-    python tune.py configs/tune/schedule_free.py --jobs=2
+python tune.py configs/tune/schedule_free.py --jobs=2
 """
 
 name = "tune/schedule_free"

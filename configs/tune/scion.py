@@ -1,6 +1,6 @@
 """Scion: learning rates of the matrices and of the rest, which signs update.
 
-    python tune.py configs/tune/scion.py --jobs=2
+python tune.py configs/tune/scion.py --jobs=2
 """
 
 name = "tune/scion"

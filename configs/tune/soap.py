@@ -1,6 +1,6 @@
 """SOAP, its bases updated at every tenth step: learning rate and both betas.
 
-    python tune.py configs/tune/soap.py --jobs=2
+python tune.py configs/tune/soap.py --jobs=2
 """
 
 name = "tune/soap"
