@@ -10,6 +10,6 @@ total_steps = 400
 eval_every = 0  # at the end only
 cooldown_shape = "linear"
 start = dict(lr=1.6e-2, beta1=0.9, beta2=0.95)
-grid = dict(lr=[8e-3, 1.6e-2, 3.2e-2], beta1=[0.9, 0.95], beta2=[0.95, 0.98])
+grid = dict(lr=[8e-3, 1.6e-2, 3.2e-2], beta1=[0.6, 0.8, 0.9, 0.95], beta2=[0.95, 0.98, 0.99])
 seeds = [0, 1, 2]
 tolerance = 0.005

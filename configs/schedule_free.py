@@ -1,0 +1,22 @@
+"""Does Schedule-Free AdamW do without a schedule what cosine and cooldowns do with one? (Figure 11.)
+
+A model of 68,000 parameters at 10, 20 and 40 tokens per parameter, with three seeds: one Schedule-Free run for all
+lengths, a cosine for each, both at the options of their certificates in results/optimizers/tune/. The cooldowns beside
+them are AdamW's of configs/optimizers.py.
+
+    python study.py configs/schedule_free.py --jobs=2
+    python plot.py methods runs/schedule_free runs/optimizers --only optimizer=adamw,schedule_free \\
+        total_steps=660,1320,2640 "--baseline=adamw, cosine (OneCycle)" --out=schedule_free.png
+"""
+
+base = "configs/small.py"
+total_steps = [660, 1320, 2640]
+eval_every = 330
+grids = [
+    dict(seed=_seed, data_seed=_seed) | _method
+    for _seed in (0, 1, 2)
+    for _method in (
+        dict(optimizer="adamw", schedule="onecycle", lr=1.6e-2, beta1=0.8),
+        dict(optimizer="schedule_free", schedule="constant", lr=3.2e-2, beta1=0.95),
+    )
+]
