@@ -30,6 +30,10 @@ figures: .venv/installed
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
 		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
+	$(RUN) plot.py methods results/optimizers --baseline=adamw --out=results/optimizers/methods.png
+	$(RUN) plot.py certificate results/optimizers/tune/adamw --out=results/optimizers/certificate.png
+	$(RUN) plot.py methods results/schedule_free results/optimizers --only optimizer=adamw,schedule_free \
+		total_steps=660,1320,2640 "--baseline=adamw, cooldown, linear" --out=results/schedule_free/methods.png
 
 # How fast each part is, and next to what
 bench: .venv/installed

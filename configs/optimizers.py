@@ -14,7 +14,11 @@ base = "configs/small.py"
 cooldown_shape = "linear"
 eval_every = 330
 _steps = [660, 1320, 2640]
-_tuned = dict(adamw=dict(lr=1.6e-2, beta1=0.8, total_steps=[330, *_steps[:2], 1980, _steps[2]]))
+_tuned = dict(
+    adamw=dict(lr=1.6e-2, beta1=0.8, total_steps=[330, *_steps[:2], 1980, _steps[2]]),
+    muon=dict(lr=2e-2, lr_other=3.2e-2, beta1=0.8),
+    soap=dict(lr=8e-3, beta1=0.8, beta2=0.98),
+)
 grids = [
     dict(optimizer=_optimizer, seed=_seed, data_seed=_seed, name=f"{_optimizer}_{_n}_seed{_seed}") | _options | dict(total_steps=_n)
     for _optimizer, _options in _tuned.items()

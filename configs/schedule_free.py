@@ -10,13 +10,12 @@ them are AdamW's of configs/optimizers.py.
 """
 
 base = "configs/small.py"
-total_steps = [660, 1320, 2640]
 eval_every = 330
 grids = [
     dict(seed=_seed, data_seed=_seed) | _method
     for _seed in (0, 1, 2)
     for _method in (
-        dict(optimizer="adamw", schedule="onecycle", lr=1.6e-2, beta1=0.8),
-        dict(optimizer="schedule_free", schedule="constant", lr=3.2e-2, beta1=0.95),
+        dict(optimizer="adamw", schedule="onecycle", total_steps=[660, 1320], lr=1.6e-2, beta1=0.8),
+        dict(optimizer="schedule_free", schedule="constant", total_steps=[660, 1320, 2640], lr=3.2e-2, beta1=0.95),
     )
 ]
