@@ -13,15 +13,16 @@ It is written so that an optimizer can be added later: each run has its name her
 base = "configs/small.py"
 cooldown_shape = "linear"
 eval_every = 330
-_steps = [660, 1320, 2640]
 _tuned = dict(
-    adamw=dict(lr=1.6e-2, beta1=0.8, total_steps=[330, *_steps[:2], 1980, _steps[2]]),
+    adamw=dict(lr=1.6e-2, beta1=0.8),
     muon=dict(lr=2e-2, lr_other=3.2e-2, beta1=0.8),
     soap=dict(lr=8e-3, beta1=0.8, beta2=0.98),
 )
+_lengths = dict(adamw=[330, 660, 1320, 1980, 2640], muon=[660, 1320, 2640], soap=[660, 1320, 2640])
 grids = [
-    dict(optimizer=_optimizer, seed=_seed, data_seed=_seed, name=f"{_optimizer}_{_n}_seed{_seed}") | _options | dict(total_steps=_n)
-    for _optimizer, _options in _tuned.items()
+    dict(name=f"{_name}_{_steps}_seed{_seed}", seed=_seed, data_seed=_seed, total_steps=_steps, optimizer=_name)
+    | _options
+    for _name, _options in _tuned.items()
+    for _steps in _lengths[_name]
     for _seed in (0, 1, 2)
-    for _n in _options.get("total_steps", _steps)
 ]

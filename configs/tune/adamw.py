@@ -1,6 +1,8 @@
 """AdamW, the baseline, so with all that the others may choose: learning rate and both betas.
 
-python tune.py configs/tune/adamw.py --jobs=2
+    python tune.py configs/tune/adamw.py --jobs=2
+
+A peak of 1.6e-2 with betas of 0.8 and 0.95 holds, at 1.924. A beta1 of 0.9 or of 0.6 is worse by 0.10.
 """
 
 name = "tune/adamw"

@@ -1,6 +1,8 @@
 """Cautious AdamW: learning rate and beta1.
 
-python tune.py configs/tune/cautious.py --jobs=2
+    python tune.py configs/tune/cautious.py --jobs=2
+
+Not run yet.
 """
 
 name = "tune/cautious"

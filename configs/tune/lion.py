@@ -1,6 +1,8 @@
 """Lion: learning rate and weight decay.
 
-python tune.py configs/tune/lion.py --jobs=2
+    python tune.py configs/tune/lion.py --jobs=2
+
+A peak of 2e-3 with a weight decay of 1.4 holds, at 2.035, at the edge: no larger one was tried.
 """
 
 name = "tune/lion"

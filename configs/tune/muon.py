@@ -1,6 +1,8 @@
 """Muon: learning rates of the matrices and of the rest, which AdamW updates.
 
-python tune.py configs/tune/muon.py --jobs=2
+    python tune.py configs/tune/muon.py --jobs=2
+
+Not run yet.
 """
 
 name = "tune/muon"

@@ -1,6 +1,8 @@
 """Schedule-Free AdamW at a constant learning rate: its peak and the weight of the average, beta1.
 
-python tune.py configs/tune/schedule_free.py --jobs=2
+    python tune.py configs/tune/schedule_free.py --jobs=2
+
+A peak of 3.2e-2 with a beta1 of 0.95 holds, at 1.999.
 """
 
 name = "tune/schedule_free"

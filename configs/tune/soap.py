@@ -1,6 +1,8 @@
 """SOAP, its bases updated at every tenth step: learning rate and beta1.
 
-python tune.py configs/tune/soap.py --jobs=2
+    python tune.py configs/tune/soap.py --jobs=2
+
+A peak of 8e-3 with a beta1 of 0.8 holds, at 1.744, in a corner of the grid: nothing lower was tried.
 """
 
 name = "tune/soap"
