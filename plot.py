@@ -419,7 +419,7 @@ def plot_methods(args):
     if not base:
         raise Mistake(f"--baseline={args.baseline}: expected one of {', '.join(line.label for line in lines)}")
     look = styles(lines)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.8), sharex=True)
     draw(left, lines, look)
     lengths = sorted({steps for line in lines for steps in line.x})
     for line in lines:
