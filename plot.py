@@ -443,7 +443,7 @@ def plot_methods(args):
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("steps of the run")
     left.set(ylabel=LOSS)
-    right.set(ylabel=f"minus {args.baseline}, seed by seed (± standard error)")
+    right.set(title=f"minus {args.baseline}, seed by seed", ylabel="difference (nats, ± standard error)")
     return finish(figure, "Final loss over the length of the run", f"left: {spread(lines)}", look)
 
 

@@ -1,12 +1,13 @@
 """Does Schedule-Free AdamW do without a schedule what cosine and cooldowns do with one? (Figure 11.)
 
 A model of 68,000 parameters at 10, 20 and 40 tokens per parameter, with three seeds: one Schedule-Free run for all
-lengths, a cosine for each, both at the options of their certificates in results/optimizers/tune/. The cooldowns beside
-them are AdamW's of configs/optimizers.py.
+lengths, and cosines for two of them, at the options of their certificates in results/optimizers/tune/. The cooldowns
+beside them are AdamW's of configs/optimizers.py.
 
     python study.py configs/schedule_free.py --jobs=2
-    python plot.py methods runs/schedule_free runs/optimizers --only optimizer=adamw,schedule_free \\
-        total_steps=660,1320,2640 "--baseline=adamw, cosine (OneCycle)" --out=schedule_free.png
+
+The Schedule-Free runs end at 1.850, 1.625 and 1.458, the cooldowns at 1.752, 1.543 and 1.424. Of the six cosines, two
+have been trained.
 """
 
 base = "configs/small.py"
