@@ -32,8 +32,8 @@ figures: .venv/installed
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
 	$(RUN) plot.py methods results/optimizers --baseline=adamw --out=results/optimizers/methods.png
 	$(RUN) plot.py certificate results/optimizers/tune/adamw --out=results/optimizers/certificate.png
-	$(RUN) plot.py methods results/schedule_free results/optimizers --only schedule=constant,wsd \
-		optimizer=adamw,schedule_free total_steps=660,1320,2640 "--baseline=adamw, cooldown, linear" --out=results/schedule_free/methods.png
+	$(RUN) plot.py methods results/schedule_free results/optimizers --out=results/schedule_free/methods.png \
+		"--baseline=adamw, cooldown, linear" --only optimizer=adamw,schedule_free total_steps=660,1320,2640
 
 # How fast each part is, and next to what
 bench: .venv/installed
