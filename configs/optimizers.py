@@ -19,7 +19,7 @@ _tuned = dict(
     muon=dict(lr=2e-2, lr_other=3.2e-2, beta1=0.8),
     soap=dict(lr=8e-3, beta1=0.8, beta2=0.98),
 )
-_lengths = dict(adamw=[330, 660, 1320, 1980, 2640], muon=[660, 1320, 2640], soap=[660, 1320, 2640])
+_lengths = dict(adamw=[330, 660, 1320, 1980, 2640], muon=[660, 1320], soap=[660, 1320])
 grids = [
     dict(name=f"{_name}_{_steps}_seed{_seed}", seed=_seed, data_seed=_seed, total_steps=_steps, optimizer=_name)
     | _options

@@ -6,8 +6,7 @@ beside them are AdamW's of configs/optimizers.py.
 
     python study.py configs/schedule_free.py --jobs=2
 
-The Schedule-Free runs end at 1.850, 1.625 and 1.458, the cooldowns at 1.752, 1.543 and 1.424; the
-cosines of the first two lengths at 1.808 and 1.561.
+Schedule-Free ends at 1.850, 1.625 and 1.458, the cooldowns at 1.752, 1.543 and 1.424, the cosines at 1.808 and 1.561.
 """
 
 base = "configs/small.py"
