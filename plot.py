@@ -43,7 +43,6 @@ plt.rcParams.update({"figure.constrained_layout.use": True, "figure.titlesize": 
 # and sizes differ in marker and shade. So lines are told apart in grey, too, and by the colour-blind (Okabe and Ito).
 LOOKS = {
     "constant": ("#303030", "-", "o"),
-    "adamw": ("#303030", "-", "o"),
     "val_loss_window": ("#009e73", (0, (3, 1.2)), "s"),
     "val_loss_ema": ("#cc79a7", (0, (1, 1.2)), "D"),
     "cooldown, 1-sqrt": ("#0072b2", (0, (9, 1.2, 1.5, 1.2)), "^"),
@@ -53,7 +52,6 @@ LOOKS = {
 }
 OTHERS = (("#b8860b", "-", "<"), ("#5b2c6f", "--", ">"), ("#626567", "-.", "p"), ("#0e6655", ":", "h"))
 OTHERS += (("#a93226", (0, (8, 1.5)), "*"), ("#7d6608", (0, (3, 1, 1, 1)), "d"))
-OTHERS += (("#0072b2", (0, (5, 1)), "s"), ("#cc79a7", (0, (2, 1)), "D"))
 MARKERS = "osD^vPX<>ph*d"  # of lines of one kind
 LOSS = "validation loss (nats per token)"
 
