@@ -1,7 +1,8 @@
 """How fast each part is, as a share of what the machine can do, measured in the same run.
 
     python bench.py                                   # everything, three to five minutes on two CPU cores
-    python bench.py train loss                        # some: train loss start growth study prepare data checkpoint laws
+    python bench.py train loss                        # two parts; the others: optimizers start growth study prepare
+                                                      # data checkpoint laws
     python bench.py train configs/124m.py --micro_batch_size=16
     python bench.py --json                            # one JSON object instead of tables
 
@@ -10,6 +11,7 @@ the absolute figures hold for that minute only. Training data are random tokens:
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import io
@@ -32,6 +34,7 @@ import torch.nn.functional as F
 import checkpoint
 import data
 import laws
+import optim
 import prepare_data
 import scaling
 import text_sources
@@ -283,6 +286,20 @@ def bench_start(config):
     return [{"start": name, "s": s, "of import torch": s / times[0]} for name, s in zip(tasks, times, strict=True)]
 
 
+def bench_optimizers(config):
+    """An update by each optimizer against AdamW's, which is torch's own; the gradients are random."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    steps = {}
+    for name in optim.OPTIMIZERS:
+        model = Llama(Shape.of(config, VOCAB_SIZE)).to(device)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        step = make_optimizer(dataclasses.replace(config, optimizer=name), model).step
+        steps[name] = lambda step=step: [step() for _ in range(10)]  # soap's bases turn at every tenth
+    times = dict(zip(steps, take_turns(*steps.values(), rounds=3, device=device), strict=True))
+    return [{"optimizer": name, "ms": s * 100, "of adamw": s / times["adamw"]} for name, s in times.items()]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Whole runs and studies
 
@@ -445,6 +462,7 @@ def bench_laws(config):
 PARTS = {
     "train": bench_train,
     "loss": bench_loss,
+    "optimizers": bench_optimizers,
     "start": bench_start,
     "growth": bench_growth,
     "study": bench_study,
