@@ -151,7 +151,8 @@ def hash_blocks(path, size):
             return hash_stream(f, min(BLOCK_BYTES, size - start))
 
     with ThreadPoolExecutor() as pool:  # hashlib and reading let other threads run meanwhile
-        digests = pool.map(hash_block, range(0, size, BLOCK_BYTES))
+        starts = range(0, size, BLOCK_BYTES)
+        digests = (pool.map if len(starts) > 1 else map)(hash_block, starts)  # a thread for one block gains nothing
         return hashlib.sha256("".join(digests).encode()).hexdigest().encode()
 
 
