@@ -1,6 +1,6 @@
 """How fast each part is, as a share of what the machine can do, measured in the same run.
 
-    python bench.py                                   # everything; on a CPU most of the time goes into train and loss
+    python bench.py                                   # everything
     python bench.py train loss                        # two parts; the others: optimizers start growth study prepare
                                                       # data checkpoint laws
     python bench.py train configs/124m.py --micro_batch_size=16

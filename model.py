@@ -24,7 +24,7 @@ VOCAB_MULTIPLE = 64  # matrix multiplications like it: 50257 -> 50304
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
-LOSS_ROWS = 512  # of logits at a time: fewer make slower multiplications, more leave the cache
+LOSS_ROWS = 512  # of logits at a time: fewer make slower multiplications, more take more memory
 
 
 def mlp_width(n_embd):
@@ -250,7 +250,7 @@ class Llama(nn.Module):
 
     def set_up(self, compiled=False, loss_rows=0):
         """How the same numbers, but for rounding, are computed: blocks and loss compiled, or not; `loss_rows` of logits
-        at a time, 0 for all. One compiled graph serves all blocks, so that compiling takes no longer for more of them.
+        at a time, 0 for all. One compiled graph serves all blocks.
         """
         compile = functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function
         if compiled:

@@ -1,9 +1,11 @@
 """Where a run starts: with new weights, from its own newest checkpoint, or as a branch of another run; how far it is.
 
-start = find_start(config, run)               # Mistake if it may not go on from what is there
-at = Progress(**start.state["progress"])
-begun = start.restore(model, optimizer, averages)
-start.tell(config, versions, lr_change, begun)     # whatever is other than the checkpoint's run would have it
+    start = find_start(config, run)               # Mistake if it may not go on from what is there
+    at = Progress(**start.state["progress"])
+    begun = start.restore(model, optimizer, averages)
+    start.tell(config, versions, lr_change, begun)
+
+The last prints whatever is other than the checkpoint's run would have it.
 """
 
 import dataclasses
