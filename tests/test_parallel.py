@@ -1,6 +1,9 @@
 """Tests of parallel.py: devices and precision, who takes which sequences, and sums in an order that ranks can share."""
 
+import ctypes
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -67,6 +70,25 @@ def test_bf16_where_it_is_native(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found | {"avx2": True})
         assert use_bf16("auto", cpu) is native
         assert use_bf16("float32", cpu) is False and use_bf16("bfloat16", cpu) is True
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_tensor():
+    code = """if True:
+        import resource, sys, torch
+        from parallel import choose_device
+        if sys.argv[1:]:
+            choose_device("cpu")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(64 << 20, dtype=torch.uint8)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() >> 26)"""
+
+    def fresh_tensors(*chosen):  # how many of 20 had to be fetched from the kernel
+        done = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert fresh_tensors("chosen") <= 10 and fresh_tensors() >= 19
 
 
 def test_to_device_on_cpu():
