@@ -294,7 +294,8 @@ class LossesByRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x_gradient, weight_gradient = (g * gradient[0] for g in ctx.gradients)
+        x_gradient, weight_gradient = (g.mul_(gradient[0]) for g in ctx.gradients)
+        del ctx.gradients  # they are scaled in place: nobody can take them twice
         return x_gradient, weight_gradient, None, None, None, None
 
 
@@ -313,7 +314,9 @@ def add_up_rows(x, weight, targets, z_loss, rows, row_losses, with_gradients=Fal
             sums += row_losses(logits, target_rows, z_loss, with_gradients)
             if with_gradients:
                 x_gradient[i : i + rows] = logits @ weight
-                weight_gradient += torch.mm(logits.T, x_rows, out=product)
+                torch.mm(logits.T, x_rows, out=product)
+                for total, part in zip(weight_gradient.split(4096), product.split(4096), strict=True):
+                    total += part  # in pieces, as it is cast first
     return sums, x_gradient, weight_gradient
 
 
