@@ -136,8 +136,8 @@ def trainer(pipe, config, bf16, set_up, device):
     """
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # the first step compiles everything
-        if set_up != EAGER:
-            choose_device(device)  # as train.py; the baseline is torch as it comes
+        if set_up not in (EAGER, None):
+            choose_device(device)  # as train.py; the others are torch as it comes
         torch.manual_seed(0)
         shape = Shape.of(config, VOCAB_SIZE)
         if set_up is None:

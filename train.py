@@ -215,8 +215,8 @@ def train(config):
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
     versions = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}  # on which bits depend
-    if compiled:
-        versions["graphs"] = "one per block"  # once it was one for the whole model
+    if compiled:  # once it was one for the whole model
+        versions["graphs"] = "one per block, attention by rows" if device.type == "cpu" else "one per block"
 
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
