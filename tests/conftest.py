@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import checkpoint
+import planner
 from train import Config, train
 
 HERE = Path(__file__).resolve().parent.parent  # the project's root
@@ -74,6 +75,22 @@ def run(tmp_path, data_dir):
         return newest(tmp_path, name)
 
     return go
+
+
+def write_config(folder, data_dir, text, **options):
+    """A config file in `folder` of options, with `text` behind them; returns its path."""
+    options = {"out_dir": str(folder / "runs"), "data_dir": str(data_dir)} | options
+    (folder / "some.py").write_text("".join(f"{k} = {v!r}\n" for k, v in options.items()) + text)
+    return str(folder / "some.py")
+
+
+@pytest.fixture(scope="module")
+def one_thread_and_short_trials():
+    """What studies need in tests: their runs have the bits of runs in this process, and their estimates are rough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(planner, "TRIAL_STEPS", (4, 4))
+        yield
 
 
 def newest(tmp_path, name):

@@ -9,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import BASE
+from conftest import BASE, write_config
 
 import planner
 import study
 import tune
 from train import MAX_SKIPS
+
+pytestmark = pytest.mark.usefixtures("one_thread_and_short_trials")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Decisions
@@ -142,18 +144,8 @@ TINY += "seeds = [0, 1]\ncooldown_frac = 0.25\neval_every = 0\n"
 
 
 def write(folder, data_dir, text=TINY, **options):
-    """A config file in `folder`; returns the arguments that tune it."""
-    options = OPTIONS | {"out_dir": str(folder / "runs"), "data_dir": str(data_dir)} | options
-    (folder / "some.py").write_text("".join(f"{k} = {v!r}\n" for k, v in options.items()) + text)
-    return [str(folder / "some.py")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_and_short_trials():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(planner, "TRIAL_STEPS", (4, 4))
-        yield
+    """The arguments that tune it."""
+    return [write_config(folder, data_dir, text, **OPTIONS | options)]
 
 
 @pytest.fixture(scope="module")
