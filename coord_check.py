@@ -169,6 +169,7 @@ def run(args=None):
         show(option, values, rows, args.steps)
     if out:
         scale = f"muP from {config.mup_base}" if config.mup_base else "standard parametrization"
+        scale += ", not scaled for the density" if option == "density" and not config.supar else ""
         draw(
             out, option, values, rows, f"{config.optimizer}, lr {config.lr:g}, {scale}: means over {args.seeds} seed(s)"
         )

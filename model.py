@@ -55,6 +55,7 @@ class Shape:
     alpha_in: float = 1.0  # times the embedding's output
     alpha_out: float = 1.0  # times the logits
     density: float = 1.0  # share of the blocks' weights that are not 0, drawn once; see `off`
+    supar: bool = True  # initial weights and lr are scaled for the density; False: they are those of a dense model
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.head_size % 2:
@@ -102,6 +103,11 @@ class Shape:
     def mlp_ratio(self):
         """The MLP's hidden width over that of the base: another ratio, as widths are rounded up."""
         return 1.0 if self.mup_base is None else self.mlp_width / mlp_width(self.mup_base)
+
+    @property
+    def on_ratio(self):
+        """Weights of a matrix that are on, over those of the model for which lr was found."""
+        return self.density if self.supar else 1.0
 
     @property
     def padded_vocab(self):
@@ -172,7 +178,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
         self.qkv.parts = tuple(heads * self.head_size for heads in (self.n_head, self.n_kv_head, self.n_kv_head))
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
-        self.qkv.fan_in_ratio = self.out.fan_in_ratio = shape.width_ratio * shape.density
+        self.qkv.fan_in_ratio = self.out.fan_in_ratio = shape.width_ratio * shape.on_ratio
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
@@ -191,8 +197,8 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
         self.up = nn.Linear(shape.n_embd, shape.mlp_width, bias=False)
         self.down = nn.Linear(shape.mlp_width, shape.n_embd, bias=False)
-        self.gate.fan_in_ratio = self.up.fan_in_ratio = shape.width_ratio * shape.density
-        self.down.fan_in_ratio = shape.mlp_ratio * shape.density
+        self.gate.fan_in_ratio = self.up.fan_in_ratio = shape.width_ratio * shape.on_ratio
+        self.down.fan_in_ratio = shape.mlp_ratio * shape.on_ratio
 
     def forward(self, x):
         return self.down(F.silu(self.gate(x)) * self.up(x))

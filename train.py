@@ -75,7 +75,8 @@ class Config:
     mup_base: int | None = option(None, "model", least=1)  # muP: n_embd for which lr was found; same n_embd / n_head
     alpha_in: float = option(1.0, "model", above=0)  # times the embedding's output; with muP find both at mup_base
     alpha_out: float = option(1.0, "model", above=0)  # times the logits
-    density: float = option(1.0, "model", above=0, most=1)  # share of the blocks' weights that are not 0 (SuPar)
+    density: float = option(1.0, "model", above=0, most=1)  # share of the blocks' weights that are not 0
+    supar: bool = option(True, "model")  # scale initial weights and lr for the density; False: as for a dense model
     z_loss: float = option(0.0, "result", least=0)  # of (ln Z)^2, added to what is minimized, but not to train_loss
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # schedule_free: with schedule=constant

@@ -1,8 +1,8 @@
-"""Lion: learning rate and weight decay.
+"""Lion: learning rate, weight decay and beta1.
 
     python tune.py configs/tune/lion.py --jobs=2
 
-A peak of 2e-3 with a weight decay of 1.4 holds, at 2.035, at the edge: no larger one was tried.
+RESULT
 """
 
 name = "tune/lion"
@@ -11,7 +11,9 @@ optimizer = "lion"
 total_steps = 400
 eval_every = 0  # at the end only
 cooldown_shape = "linear"
-start = dict(lr=2e-3, weight_decay=0.7)
-grid = dict(lr=[1e-3, 2e-3, 4e-3, 8e-3], weight_decay=[0.1, 0.35, 0.7, 1.4])
+start = dict(lr=2e-3, weight_decay=0.7, beta1=0.9)
+grid = dict(
+    lr=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3], weight_decay=[0.1, 0.35, 0.7, 1.4, 2.8], beta1=[0.6, 0.7, 0.8, 0.9, 0.95]
+)
 seeds = [0, 1, 2]
 tolerance = 0.005
