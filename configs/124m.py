@@ -1,4 +1,4 @@
-"""The paper's 124M model, 123,587,328 parameters: the longest of its runs, at a constant LR. Run for 60 steps only.
+"""The paper's 124M model, 123,587,328 parameters: the longest of its runs, at a constant LR. Run for 60 steps at most.
 
 What goes with it is in configs/README.md: cosines, cooldowns, commands.
 """
