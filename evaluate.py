@@ -10,6 +10,7 @@ Losses are means over tokens in nats; --json prints one JSON object. The data ar
 no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ import checkpoint
 import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
 from data import ValSet, check_tokenizer, parse_mix
-from model import load_model
+from model import load_model, shape_of
 from parallel import autocast, choose_device, chunk_losses, use_bf16
 from start import PARTS, check_state
 from tables import print_table, refuse_twice
@@ -87,6 +88,11 @@ class Task:
             other = f"{path} has seq_len={seq_len} and dataset {str(folder)!r}, unlike the first"
             raise Mistake(f"{other}: evaluate it by itself, or all of one seq_len on one --dataset")
         check_tokenizer(state, path, folder.name, self.val.meta)
+        if args.merge or args.interpolate:  # their weights may fit, and mean something else
+            first, other = (dataclasses.asdict(shape_of(head)) for head in (self.heads[0], state))
+            for name in other.keys() - {"vocab_size"}:  # of old checkpoints only the padded one is known
+                if other[name] != first[name]:
+                    raise Mistake(f"{path} has {name}={other[name]}, and the first {first[name]}: they do not mix")
 
     def add(self, model, /, **row):
         """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""

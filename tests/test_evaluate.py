@@ -216,6 +216,9 @@ def test_merge_of_what_is_no_line_of_checkpoints(ckpt, capsys, tmp_path):
     branch = state["config"] | {"seed": 1, "name": "other", "init_from": "x.pt"}
     evaluate.run(["--merge", str(path(ckpt, 40)), str(changed(ckpt, tmp_path, "branch.pt", 60, config=branch))])
     assert capsys.readouterr().err == "--merge: they are of several runs, run, other\n"
+    normed = changed(ckpt, tmp_path, "normed.pt", 60, shape=state["shape"] | {"qk_norm": True})
+    for how in ("--merge", "--interpolate"):
+        assert "qk_norm=True, and the first False: they do not mix" in refused(how, path(ckpt, 40), normed)
     late = changed(ckpt, tmp_path, "late.pt", 60, progress=state["progress"] | {"step": 90})
     evaluate.run(["--merge", *(str(path(ckpt, step)) for step in (20, 40)), str(late), "--weights=1-sqrt"])
     assert "not evenly apart" in capsys.readouterr().err
