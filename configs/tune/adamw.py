@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/adamw.py --jobs=2
 
-RESULT
+A peak of 1.6e-2 with betas of 0.8 and 0.95 holds, at 1.922. A beta1 of 0.9 is worse by 0.098 ± 0.012.
 """
 
 name = "tune/adamw"

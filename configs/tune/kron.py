@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/kron.py --jobs=2
 
-RESULT
+Peaks of 4e-3 and 1.6e-2 with a momentum of 0.8 hold, at 1.788. A momentum of 0.6 is as good.
 """
 
 name = "tune/kron"

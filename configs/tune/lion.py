@@ -2,7 +2,8 @@
 
     python tune.py configs/tune/lion.py --jobs=2
 
-RESULT
+A peak of 4e-3 with a weight decay of 0.7 and a beta1 of 0.8 holds, at 1.925. A weight decay of 1.4 is as good, and
+so is a beta1 of 0.7.
 """
 
 name = "tune/lion"

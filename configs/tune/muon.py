@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/muon.py --jobs=2
 
-RESULT
+Peaks of 2e-2 and 1.6e-2 with a momentum of 0.9 hold, at 1.771.
 """
 
 name = "tune/muon"

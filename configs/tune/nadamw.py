@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/nadamw.py --jobs=2
 
-RESULT
+A peak of 1.6e-2 with betas of 0.8 and 0.95 holds, at 1.908.
 """
 
 name = "tune/nadamw"

@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/scion.py --jobs=2
 
-RESULT
+Peaks of 2e-2 and 2e-3 with a momentum of 0.8 hold, at 1.798.
 """
 
 name = "tune/scion"

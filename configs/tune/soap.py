@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/soap.py --jobs=2
 
-RESULT
+A peak of 8e-3 with betas of 0.7 and 0.98 holds, at 1.741. A beta1 of 0.8 is worse by 0.008 ± 0.019 only.
 """
 
 name = "tune/soap"
