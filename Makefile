@@ -34,6 +34,8 @@ figures: .venv/installed
 	$(RUN) plot.py certificate results/optimizers/tune/adamw --out=results/optimizers/certificate.png
 	$(RUN) plot.py methods results/schedule_free results/optimizers --out=results/schedule_free/methods.png \
 		"--baseline=adamw, cooldown, linear" --only optimizer=adamw,schedule_free total_steps=660,1320,2640
+	$(RUN) plot.py lr results/mup --out=results/mup/lr.png
+	$(RUN) plot.py lr results/supar --out=results/supar/lr.png
 
 # How fast each part is, and next to what
 bench: .venv/installed

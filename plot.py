@@ -228,19 +228,19 @@ def plot_curves(args):
 
 
 def plot_lr(args):
-    """Final loss against peak learning rate, a panel per model size, a line per schedule (Figures 3 right, 21)."""
+    """Final loss against peak learning rate, a panel per size and density, a line per schedule (Figures 3, 21)."""
     rows = read_results(args.results, args.only)
     several = len({row["n_params"] for row in rows}) > 1
     if several:  # they have lengths in tokens per parameter in common, rather than in steps
         rows = [row | {"tokens_per_param": float(f"{row['tokens'] / row['n_params']:.2g}")} for row in rows]
-    figure, panels = panels_for(rows, ["n_params"])
+    figure, panels = panels_for(rows, ["n_params", *(["density"] if any("density" in row for row in rows) else [])])
     drawn = [mean_lines(here, "lr", ignore=tables.with_length(rows) if several else ()) for _, here in panels]
     look = styles(sum(drawn, []))
     for (axes, _), lines in zip(panels, drawn, strict=True):
         draw(axes, lines, look)
         for line in lines:
             best = int(np.argmin(line.mean))
-            name = f"{axes.get_title()}, {line.label}" if several else line.label
+            name = f"{axes.get_title()}, {line.label}" if len(panels) > 1 else line.label
             print(f"{name}: best of {len(line.x)} at lr {line.x[best]:g}, loss {line.mean[best]:.4f}")
             axes.plot(line.x[best], line.mean[best], "o", ms=13, mfc="none", mec="0.2", mew=0.8)
         log_axis(axes.xaxis, [x for line in lines for x in line.x])

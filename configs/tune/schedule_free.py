@@ -2,7 +2,7 @@
 
     python tune.py configs/tune/schedule_free.py --jobs=2
 
-RESULT
+A peak of 3.2e-2 with betas of 0.9 and 0.8 holds, at 1.924.
 """
 
 name = "tune/schedule_free"
