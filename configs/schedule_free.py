@@ -6,7 +6,8 @@ them are AdamW's of configs/optimizers.py.
 
     python study.py configs/schedule_free.py --jobs=2
 
-RESULT
+Schedule-Free ends at 1.779, 1.571 and 1.426, the cooldowns at 1.768, 1.548 and 1.431, the cosines at 1.815, 1.569 and
+1.417.
 """
 
 base = "configs/small.py"

@@ -5,7 +5,7 @@ the density and not; 250 steps of 512 tokens, three seeds.
 
     python study.py configs/supar.py --jobs=2
 
-RESULT
+Scaled, the best peak is 4e-3 at all densities; not scaled, it is 4e-3, 8e-3, 1.6e-2 and 1.6e-2.
 """
 
 base = "configs/small.py"
