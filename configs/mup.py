@@ -1,8 +1,8 @@
 """Does the best learning rate of a narrow model serve a wider one? (muP: Yang et al. 2022, arXiv 2203.03466.)
 
 Models of 32 to 128 channels in heads of 32, with the standard parametrization at six peaks and with muP from 32
-channels; 250 steps of 512 tokens, three seeds. The factor of the logits is 1: results/mup/tune has its certificate, at 400 steps
-of 1,024 tokens.
+channels; 250 steps of 512 tokens, three seeds. The factor of the logits is 1: results/mup/tune has its
+certificate, at 400 steps of 1,024 tokens.
 
     python study.py configs/mup.py --jobs=2
 
