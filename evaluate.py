@@ -56,7 +56,7 @@ def build_model(state, path, device):
     """The model of a checkpoint, with its weights."""
     with mistakes(path):
         model = load_model(state).to(device)
-    model.set_up(loss_rows=state["config"]["loss_rows"] or 0)
+    model.set_up(loss_rows=state["config"]["loss_rows"])
     return model
 
 
@@ -90,8 +90,8 @@ class Task:
         check_tokenizer(state, path, folder.name, self.val.meta)
         if args.merge or args.interpolate:  # their weights may fit, and mean something else
             first, other = (dataclasses.asdict(shape_of(head)) for head in (self.heads[0], state))
-            for name in other.keys() - {"vocab_size"}:  # of old checkpoints only the padded one is known
-                if other[name] != first[name]:
+            for name in other:
+                if other[name] != first[name] and name != "vocab_size":  # old checkpoints know only the padded one
                     raise Mistake(f"{path} has {name}={other[name]}, and the first {first[name]}: they do not mix")
 
     def add(self, model, /, **row):

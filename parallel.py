@@ -61,8 +61,9 @@ def check_batch(global_batch_size, micro_batch_size, world_size):
 
 
 def choose_device(name, index=0):
-    """The device for "auto", "cpu", "cuda" or "mps"; CUDA, the GPU of `index`, is set up to repeat itself to the bit.
+    """The device for "auto", "cpu", "cuda" or "mps", made ready.
 
+    CUDA, the GPU of `index`, is set up to repeat itself to the bit; with the CPU, this process keeps freed memory.
     Mistake if there are not that many GPUs. Apple's "mps" has not been tested.
     """
     check_device(name)

@@ -233,7 +233,8 @@ def plot_lr(args):
     several = len({row["n_params"] for row in rows}) > 1
     if several:  # they have lengths in tokens per parameter in common, rather than in steps
         rows = [row | {"tokens_per_param": float(f"{row['tokens'] / row['n_params']:.2g}")} for row in rows]
-    figure, panels = panels_for(rows, ["n_params", *(["density"] if any("density" in row for row in rows) else [])])
+    columns = [column for column in ("n_params", "density") if any(column in row for row in rows)]
+    figure, panels = panels_for(rows, columns)
     drawn = [mean_lines(here, "lr", ignore=tables.with_length(rows) if several else ()) for _, here in panels]
     look = styles(sum(drawn, []))
     for (axes, _), lines in zip(panels, drawn, strict=True):

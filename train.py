@@ -32,7 +32,7 @@ import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
-from model import LOSS_ROWS, Llama, Shape
+from model import Llama, Shape
 from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
 from start import FORMAT, Progress, check_result, find_start
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
@@ -211,8 +211,7 @@ def train(config):
     compiled = device.type == "cuda" if config.compile is None else config.compile
     if compiled:
         check_compiler()
-    loss_rows = LOSS_ROWS if compiled and device.type == "cpu" else 0
-    model.set_up(compiled, loss_rows if config.loss_rows is None else config.loss_rows)
+    model.set_up(compiled, config.loss_rows)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
     versions = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}  # on which bits depend

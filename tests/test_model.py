@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import model as model_file
 import scaling
-from model import Llama, Shape, attention, attention_by_rows, load_model, off, shape_of
+from model import LOSS_ROWS, Llama, Shape, attention, attention_by_rows, load_model, losses, off, shape_of
 
 torch.set_num_threads(1)
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -220,6 +220,14 @@ def test_losses_by_rows_never_hold_more_logits_than_those():
         return found
 
     assert most_rows(0) == 72 and most_rows(20) == 20
+
+
+def test_rows_by_default_where_that_is_faster():
+    model = llama()
+    assert model.losses is losses
+    for set_up, rows in (({"compiled": True}, LOSS_ROWS), ({"compiled": True, "loss_rows": 0}, None)):
+        model.set_up(**set_up)  # compiled only when first called
+        assert getattr(model.losses, "keywords", {}).get("rows") == rows
 
 
 @pytest.mark.parametrize("T", [50, 128, 300])  # up to three times 128 queries, the last not full

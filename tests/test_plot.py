@@ -221,6 +221,13 @@ def test_lr_of_several_sizes(table, figure, capsys):
     )
 
 
+def test_lr_of_several_densities(table, figure, capsys):
+    rows = [r for density in (0.5, 1.0) for r in seeds_of("cosine", 3.0 + density, density=density)]
+    panels = {axes.get_title(): lines_of(axes) for axes in figure("lr", table(rows)).axes if lines_of(axes)}
+    assert panels == {f"1.2M parameters, density {d:g}": {"cosine": ([1e-3], [3.0 + d])} for d in (0.5, 1.0)}
+    assert "density 0.5, cosine: best of 1 at lr 0.001, loss 3.5000" in capsys.readouterr().out
+
+
 def test_a_seed_that_diverged(table, figure, capsys):
     rows = seeds_of("wsd", 3.0) + seeds_of("wsd", 4.0, lr=2e-3)
     rows[5]["val_loss"] = "nan"  # of seed 2, which had 4.0
@@ -415,7 +422,7 @@ def test_certificate(tmp_path, figure):
 
 
 def test_a_schedule_looks_the_same_everywhere_and_lines_differ_in_grey():
-    kinds = [*plot.LOOKS, "a", "b", "c", "d", "e", "f"]
+    kinds = [*plot.LOOKS, *"abcdefghijkl"]
     alone = plot.styles([(kind, kind) for kind in kinds])
     assert len({(look["marker"], str(look["linestyle"])) for look in alone.values()}) == len(kinds)
     assert len({look["color"] for look in alone.values()}) == len(kinds)
