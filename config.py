@@ -275,6 +275,12 @@ def typed(kind, **bounds):
 whole, number = functools.partial(typed, int), functools.partial(typed, float)  # whole(least=0), number(above=0)
 
 
+def token_count(text):
+    """Read a number of tokens: 250000, 1e8, 100M, 1.5B."""
+    exponent = {"K": "e3", "M": "e6", "B": "e9"}.get(text[-1:].upper())
+    return whole(least=1)(text[:-1] + exponent if exponent else text)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose description is shown as it is written, and whose errors are Mistakes as of `load`."""
 

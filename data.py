@@ -11,8 +11,13 @@ A dataset is a folder with `train.bin` and `val.bin` (raw little-endian uint16 o
 The training stream is one endless row of sequences. Position p is the p-th sequence trained on, whatever the
 micro-batch, the ranks, and however often the run stopped: with G sequences per step, step s takes s*G .. s*G + G-1.
 Each epoch brings every sequence of a bin once, in a new order, and moves the cuts between sequences by a new offset.
+
+`a@10M` is a source that has the first 10 million tokens of a's train.bin and no others, as if the bin ended there.
+Training for longer goes through them again. (In the code of Kim et al. 2025, arXiv 2509.14786, it is the first batches
+of the shuffled text, and every epoch repeats their very sequences. Here the moving cuts change them a little.)
 """
 
+import argparse
 import dataclasses
 import json
 from fractions import Fraction
@@ -23,7 +28,7 @@ from shlex import quote
 import numpy as np
 import torch
 
-from config import Mistake, mistakes
+from config import Mistake, mistakes, token_count
 from model import shape_of
 
 FORMAT = 1  # of meta.json
@@ -152,23 +157,40 @@ def permute(index, n, key):
 
 
 def parse_mix(spec):
-    """`"a:0.7,b:0.3"`, or just `"a"` -> {name: weight}, weights as the smallest integers of the same proportion."""
-    weights = {}
+    """`"a@10M:0.7,b:0.3"`, or just `"a"` -> {source: weight}, weights as the smallest integers of the same proportion.
+
+    A source is a dataset, "b", or its first tokens, "a@10000000".
+    """
+    weights, datasets = {}, set()
     for part in spec.split(","):
-        name, _, weight = part.strip().partition(":")
+        source, _, weight = part.strip().partition(":")
+        dataset, limited, limit = source.partition("@")
         try:
             weight = Fraction(weight or "1")
-        except (ValueError, ZeroDivisionError):
+            source = f"{dataset}@{token_count(limit)}" if limited else dataset
+        except (ValueError, ZeroDivisionError, argparse.ArgumentTypeError):
             weight = 0
-        if not name or name in weights or weight <= 0:
-            raise Mistake(f"dataset={spec!r}: expected NAME or NAME:WEIGHT,NAME:WEIGHT, weights > 0, each name once")
-        weights[name] = weight
+        if not dataset or dataset in datasets or weight <= 0:
+            expected = "NAME, NAME@TOKENS or NAME:WEIGHT,NAME@TOKENS:WEIGHT"
+            raise Mistake(f"dataset={spec!r}: expected {expected}, as in a@10M:0.7,b:0.3; each name once, weights > 0")
+        datasets.add(dataset)
+        weights[source] = weight
     scale = lcm(*(w.denominator for w in weights.values()))
     divisor = gcd(*(int(w * scale) for w in weights.values()))
     weights = {name: int(w * scale) // divisor for name, w in weights.items()}
     if sum(weights.values()) > 10**6:
         raise Mistake(f"dataset={spec!r}: the weights need more than six digits; round them")
     return weights
+
+
+def dataset_of(source):
+    """The dataset of which a source has all tokens, or the first."""
+    return source.partition("@")[0]
+
+
+def datasets(spec):
+    """The names of a mix's datasets; validation is on the first of them, unless another is named."""
+    return [dataset_of(source) for source in parse_mix(spec)]
 
 
 def deal(positions, weights):
@@ -188,12 +210,22 @@ def deal(positions, weights):
     return source, within
 
 
+def shares(n, weights):
+    """{source: how many of the first n positions `deal` gives it}."""
+    given, left = {}, n
+    for i, (source, weight) in enumerate(weights.items()):
+        given[source] = left * weight // sum(list(weights.values())[i:])
+        left -= given[source]
+    return given
+
+
 class TrainStream:
     """The endless training stream.
 
     data_dir   folder of the dataset folders
     history    [(first position, mix)], increasing. As a rule one, [(0, "a")]; a cooldown with another mix adds one,
-               [(0, "a"), (50_000, "a:0.5,b:0.5")], and each source then goes on behind what it has given before
+               [(0, "a"), (50_000, "a:0.5,b:0.5")], and each source then goes on behind what it has given before;
+               of "a", "a@10M" and "a@20M" each is a source of its own, and begins at its own first epoch
     seq_len    tokens in a sequence, T
     data_seed  chooses orders and offsets
     position   the first that will be read: datasets that only came before it need not be there
@@ -201,30 +233,44 @@ class TrainStream:
 
     def __init__(self, data_dir, history, seq_len, data_seed, position=0):
         self.history, self.seq_len, self.data_seed = history, seq_len, data_seed
-        self.segments = []  # (first position, {name: weight}, {name: sequences given before})
-        given = {}
+        self.segments = []  # (first position, {source: weight}, {source: sequences given before})
         for start, mix in history:
-            if self.segments:
-                previous, weights, _ = self.segments[-1]
-                left = start - previous
-                for i, (name, weight) in enumerate(weights.items()):
-                    share = left * weight // sum(list(weights.values())[i:])  # as in `deal`
-                    given[name], left = given.get(name, 0) + share, left - share
-            self.segments.append((start, parse_mix(mix), dict(given)))
-        self.bins, self.meta = {}, {}
+            self.segments.append((start, parse_mix(mix), self.given(start) if self.segments else {}))
+        self.bins, self.meta = {}, {}  # of sources, of datasets
         begun = [segment for segment in self.segments if segment[0] <= position]
         ahead = [weights for _, weights, _ in self.segments[len(begun) - 1 :]]
-        for name in dict.fromkeys(name for weights in ahead for name in weights):
-            self.bins[name], self.meta[name] = open_bin(Path(data_dir) / name, "train")
-            size = self.bins[name].size
+        for source in dict.fromkeys(source for weights in ahead for source in weights):
+            dataset, limited, limit = source.partition("@")
+            tokens, self.meta[dataset] = open_bin(Path(data_dir) / dataset, "train")
+            if limited and int(limit) > tokens.size:
+                raise Mistake(f"dataset={source}: {dataset}'s train.bin has {tokens.size:,} tokens only; ask for fewer")
+            self.bins[source] = tokens[: int(limit)] if limited else tokens
+            size = self.bins[source].size
             if size < 2 * seq_len:
-                raise Mistake(f"{name}: train.bin has {size:,} tokens; seq_len={seq_len} needs {2 * seq_len:,}")
+                raise Mistake(
+                    f"dataset={source} has {size:,} tokens to train on; seq_len={seq_len} needs {2 * seq_len:,}"
+                )
         self.tokenizer, self.vocab_size = kind_of(self.meta)
         # of the training tokens; None if its meta.json has none
         self.sha256 = {name: meta["splits"]["train"].get("sha256") for name, meta in self.meta.items()}
 
+    def given(self, position):
+        """{source: sequences that it has given before `position`}."""
+        start, weights, given = [segment for segment in self.segments if segment[0] <= position][-1]
+        new = shares(position - start, weights)
+        return {source: given.get(source, 0) + new.get(source, 0) for source in (given | new)}
+
+    def sequences(self, source):
+        """Sequences in an epoch: the last stretch makes room for the offset and the last target."""
+        return self.bins[source].size // self.seq_len - 1
+
+    def epochs(self, position):
+        """What a log says of how often the data were gone through before `position`: "epochs", in a mix of each."""
+        of = {source: n / self.sequences(source) for source, n in self.given(position).items() if source in self.bins}
+        return {"epochs" if len(of) == 1 else f"epochs/{source}": round(n, 4) for source, n in of.items()}
+
     def locate(self, position, count):
-        """[(dataset, epoch, index of the first token)] for `count` sequences from `position` on."""
+        """[(source, epoch, index of the first token)] for `count` sequences from `position` on."""
         for boundary, *_ in self.segments:
             if position < boundary < position + count:
                 left = boundary - position
@@ -233,7 +279,7 @@ class TrainStream:
         source, within = deal(np.arange(position - start, position - start + count), list(weights.values()))
         epoch, first = np.zeros(count, dtype=int), np.zeros(count, dtype=int)
         for i, name in enumerate(weights):
-            n = self.bins[name].size // self.seq_len - 1  # the last stretch makes room for offset and last target
+            n = self.sequences(name)
             epochs, slots = divmod(within + given.get(name, 0), n)
             for e in np.unique(epochs[source == i]):
                 mine = (source == i) & (epochs == e)
@@ -312,7 +358,7 @@ def open_data(config, start):
     for name, sha256 in before["sha256"].items():
         if stream.sha256.setdefault(name, sha256) != sha256:
             raise Mistake(f"dataset {name!r} is not what {start.path} was trained on: restore it, or start another run")
-    val_dataset = config.val_dataset or next(iter(parse_mix(config.dataset)))
+    val_dataset = config.val_dataset or datasets(config.dataset)[0]
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
     kind_of(stream.meta | {val_dataset: val.meta})
     return stream, val

@@ -25,7 +25,7 @@ import averaging
 import checkpoint
 import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
-from data import ValSet, check_tokenizer, parse_mix
+from data import ValSet, check_tokenizer, datasets
 from model import load_model, shape_of
 from parallel import autocast, choose_device, chunk_losses, use_bf16
 from start import PARTS, check_state
@@ -113,7 +113,7 @@ class Task:
 
 def val_folder(args, config):
     """The dataset on which a run with these options is evaluated."""
-    name = args.dataset or config["val_dataset"] or next(iter(parse_mix(config["dataset"])))
+    name = args.dataset or config["val_dataset"] or datasets(config["dataset"])[0]
     return Path(args.data_dir or config["data_dir"]) / name
 
 

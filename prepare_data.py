@@ -41,7 +41,7 @@ from tqdm import tqdm
 import text_sources
 from bins import SHARDS, TOKENIZERS, adopt, cut, encoder, folder_of, join, scan, verify, write_meta
 from checkpoint import written
-from config import Mistake, Parser, main, number, whole
+from config import Mistake, Parser, main, number, token_count, whole
 from data import load_meta, read_meta, token_dtype
 
 try:
@@ -312,12 +312,6 @@ def prepare(
     read_meta(folder)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)  # not in `build`: a kill may come between meta.json and here
     return folder
-
-
-def token_count(text):
-    """Read a number of tokens: 250000, 1e8, 100M, 1.5B."""
-    exponent = {"K": "e3", "M": "e6", "B": "e9"}.get(text[-1:].upper())
-    return whole(least=1)(text[:-1] + exponent if exponent else text)
 
 
 def run(args):

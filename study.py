@@ -52,7 +52,7 @@ import scaling
 import schedules
 from checkpoint import written
 from config import Mistake, Parser, load, main, whole
-from data import parse_mix, read_meta
+from data import datasets, read_meta
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
 from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings
 from tracking import clock, is_locked
@@ -421,7 +421,7 @@ def check_room(folder, waiting):
 def check_data(configs):
     """Raise Mistake unless all datasets are there."""
     for config in configs:
-        for name in parse_mix(config.dataset):
+        for name in datasets(config.dataset):
             read_meta(Path(config.data_dir) / name)
 
 

@@ -44,8 +44,8 @@ FIRST = ("n_params", "total_steps", "cooldown_frac", "lr")  # settings that a la
 
 def settings(rows):
     """The columns that say how runs were made."""
-    others = ("name", *SEEDS, *RESULTS)
-    return list(dict.fromkeys(c for row in rows for c in row if c not in others and not c.startswith("val_loss")))
+    columns, others = dict.fromkeys(c for row in rows for c in row), ("name", *SEEDS, *RESULTS)
+    return [c for c in columns if c not in others and not c.startswith(("val_loss", "epochs"))]
 
 
 def grouped(rows, columns):

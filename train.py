@@ -58,7 +58,7 @@ class Config:
     init_from: str | None = option(None, "run")  # checkpoint to branch from: weights, optimizer, step, position go on
     stop_at: int | None = option(None, "free", least=1)  # end early at this step, with a checkpoint
     # data
-    dataset: str = option("slimpajama-6b-gpt2", "run")  # folder in data_dir, or a mix by weight: a:0.7,b:0.3
+    dataset: str = option("slimpajama-6b-gpt2", "run")  # in data_dir; of a only 10M tokens: a@10M; mixed: a:0.7,b:0.3
     val_dataset: str | None = option(None, "result")  # whose validation split is used; none: the (first) dataset's own
     data_dir: str = option("data", "free")  # folder of all datasets
     data_seed: int = option(1337, "run", least=0, most=2**63 - 1)  # of the data order
@@ -251,7 +251,8 @@ def train(config):
         return None if None in losses.values() else losses
 
     def counters():
-        return {"step": at.step, "tokens": at.position * config.seq_len, "flops": at.position * flops_per_sequence}
+        done = {"step": at.step, "tokens": at.position * config.seq_len, "flops": at.position * flops_per_sequence}
+        return done | stream.epochs(at.position)
 
     def state_of_the_run():
         return {
@@ -278,14 +279,15 @@ def train(config):
             at_exit.callback(folder.close)
             if start.how == "resumed":  # a kill may have come between a save and this
                 checkpoint.prune(run / "ckpt", at.step, config.keep, config.save_at)
-            tokens = at.position * config.seq_len + left * tokens_per_step
+            end = at.position + left * config.global_batch_size  # sequences
+            tokens, epochs = end * config.seq_len, ", ".join(f"{v:.2f} {k}" for k, v in stream.epochs(end).items())
             print(
                 f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
                 f"on {ranks.world_size} x {device.type}\n"
                 f"step: {config.global_batch_size} sequences x {config.seq_len} = {tokens_per_step:,} tokens, "
                 f"{accum_steps} x {config.micro_batch_size} sequences per rank\n"
-                f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter; "
-                f"to train: {left:,} steps = {left * tokens_per_step:,} tokens"
+                f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter, "
+                f"{epochs}; to train: {left:,} steps = {left * tokens_per_step:,} tokens"
             )
             if masks:
                 n_off = sum(int(is_off.sum()) for _, is_off in masks)

@@ -85,7 +85,33 @@ def test_golden_mixture(data_dir):
     assert mixed.locate(400, 4) == [("b", 0, 108), ("a", 1, 1702), ("a", 1, 3254), ("b", 0, 76)]
 
 
+GOLDEN_FEW = [[("a@1000", 0, 108), ("a@1000", 0, 76)], [("a@1000", 16393, 394), ("a@1000", 16393, 42)]]
+GOLDEN_FEW += [[("a@1000", 0, 812), ("a@1000", 0, 44), ("a", 0, 3052), ("a@1000", 0, 412), ("a@1000", 1, 454)]]
+
+
+def test_golden_order_of_the_first_tokens(data_dir):
+    few = stream(data_dir, (0, "a@1k"))  # 61 sequences
+    assert few.locate(0, 2) == GOLDEN_FEW[0] and few.locate(10**6, 2) == GOLDEN_FEW[1]
+    mixed = stream(data_dir, (0, "a@1k:3,b:2"), (100, "a"), (120, "a@1k"))
+    assert mixed.locate(98, 3) + mixed.locate(120, 2) == GOLDEN_FEW[2]
+
+
 # Order
+
+
+def test_the_first_tokens_are_all_that_is_read_and_each_is(data_dir):
+    few, bin_of_its_own = stream(data_dir, (0, "a@1000")), data_dir.parent / "few"
+    write_bins(bin_of_its_own, 1000)
+    epochs = [few.batch(61 * e, 61) for e in range(60)]
+    for tokens in epochs:  # of each epoch all but what the moving cuts leave out at both ends
+        read = sorted(tokens[:, :-1].flatten().tolist())
+        assert len(read) == len(set(read)) == 61 * T
+    assert min(tokens.min() for tokens in epochs) == 0 and max(tokens.max() for tokens in epochs) == 999
+    again = TrainStream(data_dir.parent, [(0, "few")], T, SEED)
+    assert all(torch.equal(tokens, again.batch(61 * e, 61)) for e, tokens in enumerate(epochs))
+    assert few.epochs(61 * 3) == {"epochs": 3.0} and few.epochs(100) == {"epochs": round(100 / 61, 4)}
+    mixed = stream(data_dir, (0, "a"), (311, "a@1000:0.5,b:0.5"))
+    assert mixed.epochs(311 + 122) == {"epochs/a": 1.0, "epochs/a@1000": 1.0, "epochs/b": round(61 / 22, 4)}
 
 
 @SEEDED
@@ -203,6 +229,8 @@ def test_sources_go_on_behind_what_they_gave_before(data_dir):
         ("b,a,c", {"b": 1, "a": 1, "c": 1}),
         ("a:1e-3,b:0.999", {"a": 1, "b": 999}),
         ("b:1/3,a:2/3", {"b": 1, "a": 2}),
+        ("a@10M:0.7,b:0.3", {"a@10000000": 7, "b": 3}),
+        ("a@2.5k, b@1e3:2", {"a@2500": 1, "b@1000": 2}),
     ],
 )
 def test_parse_mix(spec, weights):
@@ -210,6 +238,7 @@ def test_parse_mix(spec, weights):
 
 
 MISTAKES = ["", ",", "a,", ":1", "a:0", "a:-1", "a:x", "a:nan", "a:inf", "a:1/0", "a,a:2", "a:1:2"]
+MISTAKES += ["a@", "@5", "a@0", "a@-5", "a@x", "a@1.5", "a@1e-3", "a@inf", "a@5@6", "a@5,a", "a@5,a@6", "a:1@5"]
 
 
 @pytest.mark.parametrize("spec, remedy", [(m, "NAME:WEIGHT") for m in MISTAKES] + [("a:1,b:1e-6", "six digits")])
@@ -293,7 +322,9 @@ STRAY = np.where(np.arange(5000) == 123, 50_257, 0)  # GPT-2's tokens end at 50,
         ),
         (edit(vocab_size=999), val(), ["val.bin", "token 999", "index 999", "vocabulary of 999"]),
         (remake(train=STRAY), train(), ["train.bin", "token 50257", "index 123", "vocabulary of 50257", "again"]),
-        (remake(train=2 * T - 1), train(), ["train.bin", "31 tokens", "seq_len=16", "32"]),
+        (remake(train=2 * T - 1), train(), ["dataset=d", "31 tokens", "seq_len=16", "32"]),
+        (remake(train=100), train("d@31"), ["dataset=d@31 has 31 tokens", "seq_len=16", "32"]),
+        (remake(train=100), train("d@101"), ["dataset=d@101", "has 100 tokens only", "fewer"]),
         (remake(train=0), train(), ["train.bin", "0 tokens"]),
         (remake(val=1), val(), ["val.bin", "1 tokens"]),
         (remake(), val(1000), ["eval_tokens=1,000", "999", "0 takes all"]),

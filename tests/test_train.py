@@ -69,6 +69,36 @@ def test_branch_stopped_and_resumed(run, tmp_path):
     assert same(run("branch", **branch), run("direct"))
 
 
+def test_the_first_tokens_of_a_dataset_are_a_dataset(run, tmp_path, data_dir):
+    few = dict(dataset="text@5000")  # 155 sequences: 4.6 epochs
+    tokens = np.fromfile(data_dir / "text/train.bin", "<u2")
+    write_bins(tmp_path / "few", np.concatenate((tokens[:5000], tokens[-4000:])))
+    whole = run("whole", **few)
+    of_its_own = dict(dataset="few", data_dir=str(tmp_path), val_dataset="text")
+    shutil.copytree(data_dir / "text", tmp_path / "text")
+    assert same(run("bin", **of_its_own), whole) and lines(tmp_path, "bin") == lines(tmp_path, "whole")
+    run("parts", **few, stop_at=25)
+    assert same(run("parts", **few), whole)
+    run("trunk", **few, schedule="constant", cooldown_steps=None, save_at=(40,))
+    assert same(run("branch", **few, init_from=str(tmp_path / "runs/trunk/ckpt/step_00000040.pt")), whole)
+    assert lines(tmp_path, "whole")[-1]["epochs"] == round(60 * 12 / 155, 4)
+    for other in ("text@5032", "text"):  # a sequence more
+        assert not same(run(other, dataset=other), whole)
+    with pytest.raises(ValueError, match="dataset='text@5032', but .* was trained with 'text@5000'"):
+        run("whole", dataset="text@5032", total_steps=80)
+
+
+@two_ranks
+def test_the_first_tokens_on_two_ranks(run, tmp_path, data_dir):
+    few, torchrun = dict(dataset="text@5000:0.6,other:0.4"), ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    alone = run("alone", **few)
+    both = command(tmp_path, data_dir, "pair", sys.executable, *torchrun, "--standalone", **few)
+    subprocess.run(both, env=ENV, check=True, capture_output=True)
+    assert same(newest(tmp_path, "pair"), alone) and lines(tmp_path, "pair") == lines(tmp_path, "alone")
+    ends = {f"epochs/{name}": lines(tmp_path, "alone")[-1][f"epochs/{name}"] for name in ("text@5000", "other")}
+    assert ends == {"epochs/text@5000": round(432 / 155, 4), "epochs/other": round(288 / 12374, 4)}
+
+
 def test_looking_changes_nothing(run):
     quiet = run("quiet", eval_every=0, log_every=0, save_every=0)
     assert same(quiet, run("busy", eval_every=1, log_every=1, save_every=1, eval_tokens=500))
@@ -131,10 +161,11 @@ def test_run_folder(run, tmp_path):
     training, evaluation = [x for x in log if "train_loss" in x], [x for x in log if "val_loss" in x]
     assert [x["step"] for x in training] == [10, 20, 30, 40, 50, 60]
     assert [x["step"] for x in evaluation] == [0, 20, 40, 60]
-    assert all(x.keys() == {"step", "tokens", "flops", "train_loss", "lr", "grad_norm"} for x in training)
+    assert all(x.keys() == {"step", "tokens", "flops", "epochs", "train_loss", "lr", "grad_norm"} for x in training)
     assert all(x["tokens"] == x["step"] * 12 * 32 for x in log)
+    assert all(x["epochs"] == round(x["step"] * 12 / (396_000 // 32 - 1), 4) for x in log)
     schedule = schedules.wsd(60, warmup_steps=5, cooldown_steps=20)
-    averaged = {"step", "tokens", "flops", "val_loss", "val_loss_window", "window_steps", "val_loss_ema"}
+    averaged = {"step", "tokens", "flops", "epochs", "val_loss", "val_loss_window", "window_steps", "val_loss_ema"}
     assert all(x.keys() == averaged for x in evaluation[1:]) and "val_loss_window" not in evaluation[0]
     assert [x["window_steps"] for x in evaluation[1:]] == [10, 10, 10]
     assert [x["lr"] for x in training] == [1e-2 * schedule(x["step"] - 1) for x in training]
