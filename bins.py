@@ -1,16 +1,19 @@
-"""Tokenizers, and what the bins of their tokens hold: counted, described in meta.json, verified, adopted.
+"""Tokenizers, and bins of their tokens: made of shards, counted, described in meta.json, verified, adopted.
 
 ids = TOKENIZERS["gpt2"].load()("some text")
 adopt(Path("data/openwebtext"), "gpt2")  # the meta.json of bins that nanoGPT made
 verify(Path("data/stdlib-gpt2"))         # ValueError if a bit of a bin has changed
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import json
 import re
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +21,12 @@ import numpy as np
 
 from checkpoint import written
 from config import Mistake
-from data import FORMAT, RESTORE, check_tokens, read_meta
+from data import FORMAT, RESTORE, check_tokens, load_meta, read_meta
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two preparations of one dataset are not noticed
+    fcntl = None
 
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
@@ -37,7 +45,7 @@ class Tokenizer:
     vocab_size: int
     eot_id: int  # of the token that ends a document
     load: Callable  # () -> encode: text -> list or array of token ids, without end-of-text; once in each worker
-    token_bytes: Callable  # () -> list of the bytes of text, in UTF-8, that each token stands for; 0 for end-of-text
+    token_bytes: Callable  # () -> list of the text that each token stands for, in UTF-8; none for end-of-text
 
 
 @functools.cache
@@ -66,12 +74,17 @@ def gpt2_encoding(path=None):
 
 def gpt2_token_bytes():
     encoding = gpt2_encoding()
-    return [len(encoding.decode_single_token_bytes(i)) for i in range(50256)] + [0]
+    return [encoding.decode_single_token_bytes(i) for i in range(50256)] + [b""]
 
 
 TOKENIZERS = {
     "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
-    "bytes": Tokenizer(257, 256, lambda: lambda text: np.frombuffer(text.encode(), np.uint8), lambda: [1] * 256 + [0]),
+    "bytes": Tokenizer(
+        257,
+        256,
+        lambda: lambda text: np.frombuffer(text.encode(), np.uint8),
+        lambda: [bytes([i]) for i in range(256)] + [b""],
+    ),
 }
 
 
@@ -79,6 +92,73 @@ TOKENIZERS = {
 def encoder(tokenizer):
     """text -> token ids"""
     return TOKENIZERS[tokenizer].load()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Datasets that are half made: shards, which are joined to bins at the end
+
+
+def read_settings(folder):
+    """What the dataset in `folder`, whole or half made, is made with; None if there is none."""
+    if (folder / "meta.json").is_file():
+        return load_meta(folder)
+    for shard in sorted((folder / SHARDS).glob("*.npz"))[:1]:
+        return read_about(shard)["settings"]
+    if any(folder.glob("*.bin")):
+        raise Mistake(f"{folder} has bins without meta.json: keep them with --adopt, or choose another --name")
+    return None
+
+
+def check_settings(folder, settings):
+    """Mistake if the dataset in `folder`, whole or half made, is made with other settings."""
+    begun = read_settings(folder)
+    if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
+        raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name")
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep other processes from making a dataset, whose folder of shards this is; left without any, it goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
+        except (BlockingIOError, PermissionError):
+            raise Mistake(f"{folder.parent} is being made by another process: wait, or choose another --name") from None
+        except OSError as error:
+            raise Mistake(f"{folder} is on a file system without locks ({error}): choose another --data_dir") from None
+        try:
+            yield
+        finally:
+            if not any(folder.glob("*.npz")):
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it holds more
+                    folder.parent.rmdir()
+
+
+def save_shard(path, train, val, about):
+    """Write a shard, whole or not at all: lists of train and val tokens, and {"settings", "state", "last"} as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as file:
+        np.savez(file, train=np.concatenate(train), val=np.concatenate(val), about=json.dumps(about))
+
+
+def read_about(path):
+    """What save_shard was told about a shard."""
+    with np.load(path) as shard:
+        return json.loads(str(shard["about"]))
+
+
+def join(path, shards, part, first, end):
+    """Write tokens first .. end - 1 of a part of the shards to a bin."""
+    position = 0
+    with written(path) as file:
+        for shard in shards:
+            with np.load(shard) as arrays:  # checks the CRC
+                tokens = arrays[part]
+            file.write(tokens[max(0, first - position) : max(0, end - position)].data)
+            position += len(tokens)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -111,17 +191,6 @@ def cut(state, settings, own):
     return {"train": (part, 0, n_train), "val": (part, n_train, n)}
 
 
-def join(path, shards, part, first, end):
-    """Write tokens first .. end - 1 of a part of the shards to a bin."""
-    position = 0
-    with written(path) as file:
-        for shard in shards:
-            with np.load(shard) as arrays:  # checks the CRC
-                tokens = arrays[part]
-            file.write(tokens[max(0, first - position) : max(0, end - position)].data)
-            position += len(tokens)
-
-
 def scan(path, tokenizer, dtype):
     """(what meta.json says of a bin: tokens, documents, bytes of text in UTF-8, sha256; its largest token). 4 s a GB.
 
@@ -138,7 +207,7 @@ def scan(path, tokenizer, dtype):
             counts += np.bincount(tokens, minlength=spec.vocab_size)
             digest.update(block)
     info = {"tokens": int(counts.sum()), "documents": int(counts[spec.eot_id])}
-    info |= {"bytes": int(counts @ np.array(spec.token_bytes())), "sha256": digest.hexdigest()}
+    info |= {"bytes": int(counts @ np.array([*map(len, spec.token_bytes())])), "sha256": digest.hexdigest()}
     return info, int(counts.nonzero()[0].max(initial=0))
 
 
@@ -211,3 +280,14 @@ def verify(folder: Path) -> None:
         path = folder / f"{split}.bin"
         if scan(path, meta["tokenizer"], meta["dtype"])[0] != info:
             raise Mistake(f"{path} was changed since meta.json was written: {RESTORE}")
+
+
+def report(folder):
+    """Print what a dataset holds, and how to train on it."""
+    meta = read_meta(folder)
+    for split, info in meta["splits"].items():
+        print(f"{split}: {info['tokens']:,} tokens, {info['documents']:,} documents, {info['bytes']:,} bytes of text")
+    if replaced := meta.get("replaced_characters"):
+        print(f"replaced by U+FFFD, as they are not in their file's encoding: {replaced:,} characters")
+    name, data_dir = folder.resolve().name, folder.parent if folder.name else folder.resolve().parent
+    print(f"{folder} is whole: python train.py --dataset={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}")

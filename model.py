@@ -148,10 +148,17 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v):
-    """Causal attention of heads (B, H, T, head_size), of which k and v may have fewer, each for several of q."""
+    """Causal attention of heads (B, H, T, head_size), of which k and v may have fewer, each for several of q.
+
+    k and v may be of more tokens than q, which then is of the last ones.
+    """
+    gqa = q.shape[1] != k.shape[1]
+    if q.shape[2] < k.shape[2]:
+        past = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=past, enable_gqa=gqa)
     if torch.compiler.is_compiling() and q.device.type == "cpu" and q.shape[2] <= LONGEST_BY_ROWS:
         return checkpoint(attention_by_rows, q, k, v, use_reentrant=False)  # no weights are kept for the backward pass
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
 
 
 def attention_by_rows(q, k, v):
@@ -170,6 +177,23 @@ def attention_by_rows(q, k, v):
     return torch.cat(outputs, dim=2)
 
 
+class Cache:
+    """Keys and values of a block for the tokens that it has read, so that it reads on behind them: up to `size`."""
+
+    def __init__(self, size):
+        self.size, self.length, self.keys, self.values = size, 0, None, None
+
+    def append(self, k, v):
+        """Take those of the next tokens (B, Hkv, T, head_size); give those of all."""
+        if self.keys is None:
+            room = (*k.shape[:2], self.size, k.shape[3])
+            self.keys, self.values = k.new_empty(room), v.new_empty(room)
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end], self.values[:, :, self.length : end] = k, v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
 class Attention(nn.Module):
     def __init__(self, shape):
         super().__init__()
@@ -180,13 +204,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
         self.qkv.fan_in_ratio = self.out.fan_in_ratio = shape.width_ratio * shape.on_ratio
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, cache=None):
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 Hkv, T, C / H)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if self.qk_norm:  # before or after the rotation is the same: it keeps lengths
             q, k = (F.rms_norm(x, (self.head_size,), eps=NORM_EPS) for x in (q, k))
         q, k = rotate(q, cos[:T], sin[:T]), rotate(k, cos[:T], sin[:T])
+        if cache:
+            k, v = cache.append(k, v)
         y = attention(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
@@ -212,8 +238,8 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
         self.mlp = SwiGLU(shape)
 
-    def forward(self, x, cos, sin):
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -231,7 +257,7 @@ class Llama(nn.Module):
         cos, sin = rope_table(shape.seq_len, shape.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.density = shape.density
+        self.shape = shape
         self.factor_in, self.factor_out = shape.alpha_in, shape.alpha_out / shape.width_ratio
         self.set_up()
         self.init_weights(seed)
@@ -256,10 +282,10 @@ class Llama(nn.Module):
 
     def masks(self, seed):
         """[(matrix of the blocks, where it is off)], as of `off`, with the seed of the initial weights; [] if dense."""
-        if self.density == 1.0 or self.embedding.weight.is_meta:
+        if self.shape.density == 1.0 or self.embedding.weight.is_meta:
             return []
         named = [(name, p) for name, p in self.named_parameters() if name.startswith("blocks.") and p.dim() == 2]
-        return [(p, off(name, *p.shape, self.density, seed).to(p.device)) for name, p in named]
+        return [(p, off(name, *p.shape, self.shape.density, seed).to(p.device)) for name, p in named]
 
     def forward(self, tokens, targets=None, z_loss=0.0):
         """(B, T) int64 -> logits (B, T, V); with targets (B, T) the sum of the token losses in nats, fp32.
@@ -267,18 +293,35 @@ class Llama(nn.Module):
         With `z_loss` they are two, (2,): that sum, and the sum of z_loss * (ln Z)^2, Z being the softmax's denominator.
         Minimize their sum: the second keeps the logits from drifting (PaLM, Chowdhery et al. 2022: 1e-4).
         """
-        x = self.embedding(tokens)  # (B, T, C)
-        if self.factor_in != 1.0:
-            x = x * self.factor_in
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        x = self.norm(x)
-        if self.factor_out != 1.0:  # of the logits, but these are fewer numbers
-            x = x * self.factor_out
+        x = self.hidden(tokens)
         if targets is None:
             return self.head(x)  # (B, T, V)
         losses = self.losses(x.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
         return losses if z_loss else losses[0]
+
+    def hidden(self, tokens, caches=None):
+        """(B, T) int64 -> what the output matrix makes logits of, (B, T, C).
+
+        With `caches` the tokens are those behind what was read before: all in all at most seq_len.
+        """
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.factor_in != 1.0:
+            x = x * self.factor_in
+        if caches is None:
+            for block in self.blocks:
+                x = block(x, self.cos, self.sin)
+        else:
+            start = caches[0].length
+            for block, cache in zip(self.blocks, caches, strict=True):
+                x = block(x, self.cos[start:], self.sin[start:], cache)
+        x = self.norm(x)
+        if self.factor_out != 1.0:  # of the logits, but these are fewer numbers
+            x = x * self.factor_out
+        return x
+
+    def new_caches(self):
+        """A cache for each block, empty."""
+        return [Cache(self.shape.seq_len) for _ in self.blocks]
 
     def set_up(self, compiled=False, loss_rows=None):
         """How the same numbers, but for rounding, are computed, on the device where the model is: blocks and loss

@@ -21,11 +21,9 @@ meta.json, written last, says that the bins are whole.
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -39,15 +37,13 @@ import numpy as np
 from tqdm import tqdm
 
 import text_sources
-from bins import SHARDS, TOKENIZERS, adopt, cut, encoder, folder_of, join, scan, verify, write_meta
-from checkpoint import written
 from config import Mistake, Parser, main, number, token_count, whole
-from data import load_meta, read_meta, token_dtype
+from data import read_meta, token_dtype
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two preparations of one dataset are not noticed
-    fcntl = None
+from bins import (  # isort: skip
+    SHARDS, TOKENIZERS, adopt, check_settings, cut, encoder, folder_of, join, locked, read_about, read_settings, report,
+    save_shard, scan, verify, write_meta,
+)  # fmt: skip
 
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
 REPLACED_SHARE = 1e-3  # of the bytes of text: with more characters replaced, the encoding is another
@@ -95,38 +91,6 @@ def hash_split(data, val_frac):
 # Datasets
 
 
-def read_settings(folder):
-    """What the dataset in `folder`, whole or half made, is made with; None if there is none."""
-    if (folder / "meta.json").is_file():
-        return load_meta(folder)
-    for shard in sorted((folder / SHARDS).glob("*.npz"))[:1]:
-        return read_about(shard)["settings"]
-    if any(folder.glob("*.bin")):
-        raise Mistake(f"{folder} has bins without meta.json: keep them with --adopt, or choose another --name")
-    return None
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """Keep other processes from making a dataset, whose folder of shards this is; left without any, it goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike that of flock, no worker inherits it
-        except (BlockingIOError, PermissionError):
-            raise Mistake(f"{folder.parent} is being made by another process: wait, or choose another --name") from None
-        except OSError as error:
-            raise Mistake(f"{folder} is on a file system without locks ({error}): choose another --data_dir") from None
-        try:
-            yield
-        finally:
-            if not any(folder.glob("*.npz")):
-                shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.suppress(OSError):  # it holds more
-                    folder.parent.rmdir()
-
-
 def in_order(pool, jobs, ahead, *args):
     """Yield (encoded chunk, position) in the order of `jobs`, reading at most `ahead` of them in advance."""
     pending = deque()
@@ -160,19 +124,6 @@ def tokenize(pool, files, settings, state, ahead):
         yield train, val, state
         if state["train"] == end:
             return
-
-
-def save_shard(path, train, val, about):
-    """Write a shard, whole or not at all: lists of train and val tokens, and {"settings", "state", "last"} as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as file:
-        np.savez(file, train=np.concatenate(train), val=np.concatenate(val), about=json.dumps(about))
-
-
-def read_about(path):
-    """What save_shard was told about a shard."""
-    with np.load(path) as shard:
-        return json.loads(str(shard["about"]))
 
 
 def make_shards(pool, files, size, folder, settings, ahead):
@@ -256,13 +207,6 @@ def build(folder, settings, hub, found, procs):
     write_meta(folder, settings | counts, dtype, splits)
 
 
-def check_settings(folder, settings):
-    """Mistake if the dataset in `folder`, whole or half made, is made with other settings."""
-    begun = read_settings(folder)
-    if begun and (other := [f"{k}={begun.get(k)}, not {v}" for k, v in settings.items() if begun.get(k) != v]):
-        raise Mistake(f"{folder} was made with {'; '.join(other)}: choose another --name")
-
-
 def identify(source, revision, encoding, begun):
     """((repo, config) of a dataset of the Hub or None, Found of files here or None, revision of the text)."""
     hub = text_sources.hub_name(source)
@@ -338,17 +282,6 @@ def run(args):
     elif verified:
         verify(verified)
     report(adopted or verified or prepare(**args))
-
-
-def report(folder):
-    """Print what a dataset holds, and how to train on it."""
-    meta = read_meta(folder)
-    for split, info in meta["splits"].items():
-        print(f"{split}: {info['tokens']:,} tokens, {info['documents']:,} documents, {info['bytes']:,} bytes of text")
-    if replaced := meta.get("replaced_characters"):
-        print(f"replaced by U+FFFD, as they are not in their file's encoding: {replaced:,} characters")
-    name, data_dir = folder.resolve().name, folder.parent if folder.name else folder.resolve().parent
-    print(f"{folder} is whole: python train.py --dataset={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}")
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
     def load():
         return lambda text: [words.index(word) for word in text.split()]
 
-    toy = bins.Tokenizer(len(words), 0, load, lambda: [0, *map(len, words[1:])])
+    toy = bins.Tokenizer(len(words), 0, load, lambda: [b"", *(word.encode() for word in words[1:])])
     monkeypatch.setitem(bins.TOKENIZERS, "toy", toy)
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(50))
     prepare_data.run([source, "--tokenizer=toy", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}"])
@@ -1115,7 +1115,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     def lockf(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(prepare_data.fcntl, "lockf", lockf)
+    monkeypatch.setattr(bins.fcntl, "lockf", lockf)
     (tmp_path / "a.txt").write_text("some text\n" * 100)
     with pytest.raises(ValueError, match="is on a file system without locks .*: choose another --data_dir"):
         prepare_data.prepare(str(tmp_path / "a.txt"), tokenizer="bytes", data_dir=tmp_path / "data", procs=1)
