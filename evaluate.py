@@ -4,7 +4,7 @@
     python evaluate.py runs/trunk/ckpt/step_00001500.pt --average=window        # which horizon is best? also: ema
     python evaluate.py --merge runs/trunk/ckpt/*.pt --weights=1-sqrt --out=merged.pt
     python evaluate.py --interpolate before.pt after.pt --points=11             # the loss on the line between two
-    python evaluate.py --ensemble a.pt b.pt c.pt                                # of the mean of their logits
+    python evaluate.py --ensemble a.pt b.pt c.pt                                # of the mean logits of 1, 2, 3 of them
 
 Losses are means over tokens in nats; --json prints one JSON object. The data are those of the checkpoint's own run, if
 no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
@@ -34,6 +34,7 @@ from train import Config
 
 NEEDED = tuple(part for part in PARTS if part != "optimizer")  # of a checkpoint, to evaluate it
 EVEN = ("uniform", "linear")  # --weights that do not depend on the order
+ENSEMBLE_ROWS = 128  # of every model's logits at a time
 
 
 def read(path, parts=NEEDED, mmap=False):
@@ -52,10 +53,22 @@ def read(path, parts=NEEDED, mmap=False):
     return state
 
 
-def build_model(state, path, device):
-    """The model of a checkpoint, with its weights."""
+def averages_of(state, path, kind):
+    """Names of the averages of a kind, "window" or "ema", that a checkpoint holds: at least one."""
+    names = [name for name in state["averages"] if name.partition("_")[0] == kind]
+    if not names:
+        raise Mistake(f"{path} has no {kind} average: train with --window_horizon=500 or --ema_half_life=200")
+    return names
+
+
+def build_model(state, path, device, average=None):
+    """The model of a checkpoint, with its weights, or with an average of them: the last window, or the first EMA."""
     with mistakes(path):
         model = load_model(state).to(device)
+        if average:
+            name = averages_of(state, path, average)[0]
+            weights = averaging.restore(model, state["averages"][name]).average()
+            model.load_state_dict(weights, strict=False)  # of tied matrices it has one name
     model.set_up(loss_rows=state["config"]["loss_rows"])
     return model
 
@@ -79,7 +92,7 @@ class Task:
         self.info = {"dataset": self.folder.name, "tokens": self.val.n_targets}
         self.info["dtype"] = "bfloat16" if bf16 else "float32"
         self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
-        self.rows = []
+        self.rows, self.members = [], []
 
     def check(self, args, state, path):
         """Refuse a checkpoint of another kind than the first, or whose model does not read this data."""
@@ -94,21 +107,29 @@ class Task:
                 if other[name] != first[name] and name != "vocab_size":  # old checkpoints know only the padded one
                     raise Mistake(f"{path} has {name}={other[name]}, and the first {first[name]}: they do not mix")
 
-    def add(self, model, /, **row):
-        """Evaluate a model, or a function of tokens and targets that gives a summed loss, and add a row."""
-        desc = str(next(iter(row.values())))
+    def measure(self, model, desc, shape=()):
+        """Mean losses of a model, or of a function of tokens and targets that gives summed losses of this shape."""
         with self.autocast, tqdm(total=self.val.n_chunks, desc=desc, leave=False, disable=None) as bar:
 
             def tick():
                 bar.update()
                 return False  # go on
 
-            losses = chunk_losses(model, self.val, self.device, stop=tick)
-        loss = math.fsum(losses.tolist()) / self.val.n_targets
+            losses = chunk_losses(model, self.val, self.device, stop=tick, shape=shape)
+        sums = [math.fsum(chunks) for chunks in losses.view(self.val.n_chunks, -1).T.tolist()]
+        return [total / self.val.n_targets for total in sums]
+
+    def row(self, loss, **row):
+        """A row of the table, with a loss in all its units."""
         row |= {"val_loss": loss, "perplexity": math.exp(min(loss, 700))}
         if self.bytes:
             row["bits_per_byte"] = loss * self.val.n_targets / self.bytes / math.log(2)
-        self.rows.append(row)
+        return row
+
+    def add(self, model, /, **row):
+        """Evaluate a model, and add a row."""
+        (loss,) = self.measure(model, str(next(iter(row.values()))))
+        self.rows.append(self.row(loss, **row))
 
 
 def val_folder(args, config):
@@ -129,9 +150,7 @@ def evaluate_average(args, task, paths):
     """The averages in a checkpoint, windows over each horizon that it holds or EMAs, beside its raw weights."""
     (path,) = paths
     state = read(path)
-    names = [name for name in state["averages"] if name.partition("_")[0] == args.average]
-    if not names:
-        raise Mistake(f"{path} has no {args.average} average: train with --window_horizon=500 or --ema_half_life=200")
+    names = averages_of(state, path, args.average)
     model = build_model(state, path, task.device)
     task.add(model, average="raw weights", steps=1)
     for name in names:
@@ -201,16 +220,36 @@ def evaluate_line(args, task, paths):
 
 
 def evaluate_ensemble(args, task, paths):
-    """One prediction out of the mean of the models' logits: the geometric mean of their probabilities."""
-    models = [build_model(read(path), path, task.device) for path in paths]
+    """One prediction out of the mean of K models' logits, the geometric mean of their probabilities: K = 1 .. n.
 
-    def ensemble(x, y):
-        logits = sum(model(x).float() for model in models) / len(models)  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
+    For K of the n models stand K neighbours in a circle, from each model on in turn: n ensembles, in which all models
+    come equally often, and losses are means over these. All n models are held at once, but few of their logits.
+    """
+    models = [build_model(read(path), path, task.device, args.average) for path in paths]
+    n = len(models)
 
-    for path, model in zip(paths, models, strict=True):
-        task.add(model, model=path)
-    task.add(ensemble, model="together")
+    def losses(x, y):
+        """(n, n): summed losses from each model on, of 1 .. n of them."""
+        hidden, sums = [model.hidden(x).flatten(0, 1) for model in models], torch.zeros(n, n, dtype=torch.float64)
+        for rows in torch.arange(y.numel(), device=x.device).split(ENSEMBLE_ROWS):
+            logits = [model.head(h[rows]).float() for model, h in zip(models, hidden, strict=True)]  # (rows, V) each
+            for first in range(n):
+                total = torch.zeros_like(logits[0])
+                for k in range(n):
+                    total += logits[(first + k) % n]
+                    loss = F.cross_entropy(total / (k + 1), y.flatten()[rows], ignore_index=-1, reduction="sum")
+                    sums[first, k] += loss.item()
+        return sums
+
+    means = torch.tensor(task.measure(losses, f"{n} models", (n, n)), dtype=torch.float64).view(n, n)
+    sizes = {sum(p.numel() for p in model.parameters()) for model in models}
+    alike = {"n_params": min(sizes)} if len(sizes) == 1 else {}
+    for path, loss in zip(paths, means[:, 0].tolist(), strict=True):
+        task.members.append(task.row(loss, checkpoint=path))
+    for k in range(n):
+        of_k = means[: n if k + 1 < n else 1, k].tolist()  # all n of them are one ensemble, however they are added
+        row = task.row(math.fsum(of_k) / len(of_k), models=k + 1, ensembles=len(of_k))
+        task.rows.append(row | {"lowest": min(of_k), "highest": max(of_k)} | alike)
 
 
 def finite(value):
@@ -221,6 +260,9 @@ def finite(value):
 def show(task):
     """Print the rows of a task as a table."""
     print("  ".join(f"{name} {value}" for name, value in task.info.items()))
+    if task.members:
+        print_table(task.members, lambda value: f"{value:.4f}" if type(value) is float else str(value))
+        print()
     print_table(task.rows, lambda value: f"{value:.4f}" if type(value) is float else str(value))
 
 
@@ -228,7 +270,10 @@ def check_args(args):
     """Raise Mistake for flags that do not go together."""
     n = len(args.checkpoints)
     refuse_twice(args.checkpoints)
-    if (args.average and n != 1) or (args.interpolate and n != 2) or ((args.merge or args.ensemble) and n < 2):
+    alone = args.average and not args.ensemble
+    if alone and (args.merge or args.interpolate):
+        raise Mistake("--average goes alone, or with --ensemble")
+    if (alone and n != 1) or (args.interpolate and n != 2) or ((args.merge or args.ensemble) and n < 2):
         raise Mistake(f"{n} checkpoints: --average takes one, --interpolate two, --merge and --ensemble two or more")
     for name, how in {"weights": "merge", "out": "merge", "points": "interpolate"}.items():
         if getattr(args, name) is not None and not getattr(args, how):
@@ -247,11 +292,13 @@ def check_args(args):
 def run(args=None):
     parser = Parser(description=__doc__)
     parser.add_argument("checkpoints", nargs="+", help="paths; to merge in any order, as each holds its step")
+    parser.add_argument(
+        "--average", choices=("window", "ema"), help="the averages in a checkpoint; or --ensemble of such"
+    )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--average", choices=("window", "ema"), help="the averages held in a checkpoint")
     how.add_argument("--merge", action="store_true", help="one weighted mean of all")
     how.add_argument("--interpolate", action="store_true", help="points on the line between two")
-    how.add_argument("--ensemble", action="store_true", help="the mean of the logits of all")
+    how.add_argument("--ensemble", action="store_true", help="the mean of the logits of 1, 2, ... all")
     parser.add_argument("--weights", help=f"of --merge: {', '.join(averaging.MERGE_SHAPES)}; default: uniform")
     parser.add_argument("--out", help="of --merge: save the result as a checkpoint under a new name")
     parser.add_argument("--points", type=whole(least=2), help="of --interpolate; default: 11")
@@ -263,12 +310,15 @@ def run(args=None):
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(args)
     check_args(args)
-    chosen = [(args.average, evaluate_average), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]
-    chosen += [(args.ensemble, evaluate_ensemble), (True, evaluate_each)]
+    chosen = [(args.ensemble, evaluate_ensemble), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]
+    chosen += [(args.average, evaluate_average), (True, evaluate_each)]
     task = Task(args, args.checkpoints)
     next(function for on, function in chosen if on)(args, task, args.checkpoints)
     if args.json:
-        print(json.dumps({**task.info, "rows": [{k: finite(v) for k, v in row.items()} for row in task.rows]}))
+        tables = {"members": task.members} if task.members else {}
+        tables |= {"rows": task.rows}
+        tables = {name: [{k: finite(v) for k, v in row.items()} for row in rows] for name, rows in tables.items()}
+        print(json.dumps(task.info | tables))
     else:
         show(task)
 

@@ -225,16 +225,16 @@ def add_by_halves(parameters, halves, done, total):
 
 
 @torch.no_grad()
-def chunk_losses(model, val, device, rank=0, world_size=1, stop=lambda: False):
+def chunk_losses(model, val, device, rank=0, world_size=1, stop=lambda: False, shape=()):
     """Summed token loss of each chunk of `val` (data.ValSet): (n_chunks,) fp64, 0 where it is another rank's turn.
 
     Add over ranks, then over chunks, and divide by `val.n_targets`: the mean loss per token in nats. `stop()` is asked
-    before every chunk; if it says so, the rest stays 0.
+    before every chunk; if it says so, the rest stays 0. Of a model that gives several losses `shape` is their shape.
     """
-    losses = torch.zeros(val.n_chunks, dtype=torch.float64)
+    losses = torch.zeros(val.n_chunks, *shape, dtype=torch.float64)
     for i in range(rank, val.n_chunks, world_size):
         if stop():
             break
         x, y = val.chunk(i)
-        losses[i] = model(x.to(device), y.to(device)).item()
+        losses[i] = model(x.to(device), y.to(device))
     return losses

@@ -99,10 +99,28 @@ def test_line_between_two(ckpt, capsys):
 
 
 def test_ensemble(ckpt, capsys):
-    rows = table(capsys, "--ensemble", path(ckpt, 40), path(ckpt, 60))["rows"]
-    by_hand = loss_by_hand(checkpoint.load(path(ckpt, 40)), checkpoint.load(path(ckpt, 60)))
-    assert rows[-1]["val_loss"] == pytest.approx(by_hand, rel=1e-5)  # fp32 sums of other shapes, on a GPU TF32
-    assert rows[-1]["val_loss"] not in [row["val_loss"] for row in rows[:-1]]
+    paths = [path(ckpt, step) for step in (20, 40, 60)]
+    states = [checkpoint.load(p) for p in paths]
+    found = table(capsys, "--ensemble", *paths)
+    alone = [row["val_loss"] for row in table(capsys, *paths)["rows"]]
+    assert [row["val_loss"] for row in found["members"]] == pytest.approx(alone, rel=1e-5)
+    pairs = [loss_by_hand(states[i], states[j]) for i, j in ((0, 1), (1, 2), (2, 0))]
+    by_hand = [np.mean(alone), np.mean(pairs), loss_by_hand(*states)]
+    rows = found["rows"]  # fp32 sums of other shapes, on a GPU TF32
+    assert [row["val_loss"] for row in rows] == pytest.approx(by_hand, rel=1e-5)
+    assert [row["lowest"] for row in rows] == pytest.approx([min(alone), min(pairs), by_hand[2]], rel=1e-5)
+    assert [row["highest"] for row in rows] == pytest.approx([max(alone), max(pairs), by_hand[2]], rel=1e-5)
+    assert [(row["models"], row["ensembles"], row["n_params"]) for row in rows] == [
+        (k, n, 67_744) for k, n in ((1, 3), (2, 3), (3, 1))
+    ]
+    evaluate.run(["--ensemble", *map(str, paths)])
+    assert capsys.readouterr().out.count("step_000000") == 3  # members, and the table below them
+
+
+def test_ensemble_of_averages(ckpt, capsys):
+    averages = [table(capsys, path(ckpt, s), "--average=window")["rows"][1]["val_loss"] for s in (40, 60)]
+    members = table(capsys, "--ensemble", path(ckpt, 40), path(ckpt, 60), "--average=window")["members"]
+    assert [row["val_loss"] for row in members] == pytest.approx(averages, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +138,7 @@ def test_ensemble(ckpt, capsys):
         (["{20}", "--weights=linear"], "--weights goes with --merge"),
         (["{20}", "--out=x.pt"], "--out goes with --merge"),
         (["{20}", "--ensemble"], "--ensemble two or more"),
+        (["{20}", "{40}", "--interpolate", "--average=ema"], "--average goes alone, or with --ensemble"),
         (["{20}", "{40}", "--merge", "--weights=x"], "shape='x': choose one of"),
         (["{20}", "{40}", "--merge", "--out=nowhere/x.pt"], "there is no folder nowhere"),
         (["{20}", "{40}", "{20}"], "are the same: give it once"),
