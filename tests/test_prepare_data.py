@@ -166,7 +166,7 @@ def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
     assert [text.strip() for text in documents] == [*kept, ""]
     assert (meta["vocab_size"], meta["eot_id"], meta["tokenizer"]) == (len(words), 0, "toy")
     assert meta["splits"]["train"]["documents"] == len(kept)
-    assert meta["splits"]["train"]["bytes"] == sum(len("".join(text.split())) for text in kept)
+    assert meta["splits"]["train"]["bytes"] == sum(len("".join(text.split()).encode()) for text in kept)
     bins.verify(tmp_path / "in.jsonl-toy")
 
 

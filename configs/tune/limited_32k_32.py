@@ -1,0 +1,21 @@
+"""How many epochs of 32,768 bytes, at which peak and weight decay, for a model of 32 channels?
+
+python tune.py configs/tune/limited_32k_32.py --jobs=2
+"""
+
+name = "tune/limited_32k_32"
+base = "configs/small.py"
+dataset = "stdlib-bytes@32768"  # 32 steps an epoch
+n_embd = 32
+n_head = 1
+cooldown_shape = "linear"
+warmup_steps = 20
+eval_every = 0  # at the end only
+start = dict(lr=8e-3, weight_decay=0.8, total_steps=512)
+grid = dict(
+    lr=[2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2],
+    weight_decay=[0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4],
+    total_steps=[128, 256, 512, 1024, 2048],  # 4 to 64 epochs
+)
+seeds = [0, 1, 2]
+tolerance = 0.005
