@@ -74,14 +74,27 @@ def read_lines(path):
 
 
 def read_rows(path):
-    """Rows of a CSV (comma, semicolon or tab), of JSON lines or of a run (see `find_log`) -> [(where, dict)].
+    """Rows of a CSV (comma, semicolon or tab), of JSON lines, of what evaluate.py --json prints, or of a run.
+
+    -> [(where, dict)]; a run as of `find_log`.
 
     A last line of JSON that a crash cut off is passed over, and stderr says so. Mistake for what else is no row.
     """
     file, run = find_log(path)
     if run is not None:
         return archived(file)[run]
+    if file.suffix == ".json":
+        return evaluated(file)
     return json_rows(file) if file.name.endswith((".jsonl", ".jsonl.gz")) else csv_rows(file)
+
+
+def evaluated(file):
+    """The rows that evaluate.py --json printed."""
+    try:
+        rows = json.loads("".join(read_lines(file)))["rows"]
+        return [(f"{file} row {i}", dict(row)) for i, row in enumerate(rows, 1)]
+    except (ValueError, KeyError, TypeError):
+        raise Mistake(f"{file}: expected what evaluate.py --json prints, an object with rows") from None
 
 
 def csv_rows(file):

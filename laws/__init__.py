@@ -6,10 +6,11 @@
     python -m laws predict curves.json --lr=0:0,300:1e-3,8000:1e-3,10000:0     # a planned cooldown
     python -m laws schedule_bound 0:1,1000:0 0:1,800:1,1000:0                  # ranks schedules without any run
 
-Of final losses (final.py): chinchilla, isoflop, overtraining, downstream, asymptote, speedup, diagonal. Of whole loss
-curves (curves.py): annealing, multi_power, schedule_bound. Each tells its law with `python -m laws LAW --help`. Columns
-may be products and quotients (--D=steps*batch*512, --D=flops/6/params); --where=dataset=c4 --where='loss<3.4' picks
-rows. Files are CSV, .jsonl (packed as .gz or not), folders of runs, or runs kept in results/: results/demo/RUN.
+Of final losses (final.py): chinchilla, isoflop, overtraining, downstream, asymptote, joint, speedup, diagonal. Of whole
+loss curves (curves.py): annealing, multi_power, schedule_bound. Each tells its law with `python -m laws LAW --help`.
+Columns may be products and quotients (--D=steps*batch*512, --D=flops/6/params); --where=dataset=c4 --where='loss<3.4'
+picks rows. Files are CSV, .jsonl (packed as .gz or not), .json of evaluate.py --json, folders of runs, or runs kept in
+results/: results/demo/RUN.
 
 In Python: `import laws; fit = laws.chinchilla(N, D, loss)`. Without files.py and __main__.py, which read files and the
 command line, the folder needs nothing but numpy, scipy and, to plot, matplotlib: copy it into other projects.
@@ -20,5 +21,6 @@ from .figure import plot
 from .fitting import Fit, Law, Mistake, evaluate
 
 from .final import (  # isort: skip
-    LAWS, asymptote, beyond, chinchilla, diagonal, downstream, isoflop, optimum, overtraining, predict, speedup,
+    LAWS, asymptote, beyond, chinchilla, diagonal, downstream, isoflop, joint, optimum, overtraining, predict,
+    speedup,
 )  # fmt: skip

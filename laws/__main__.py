@@ -88,6 +88,27 @@ def read_curves(args, paths):
     return [read_curve(path, **given(args, "loss", "lr", "warmup_steps")) for path in paths]
 
 
+def joint_command(args):
+    points, texts = read_points(
+        args.files, {name: getattr(args, name) for name in args.columns}, args.where, (args.by,)
+    )
+    try:
+        size = [float(text) for text in texts[args.by]]
+    except ValueError:
+        raise Mistake(f"--by={args.by} has {texts[args.by][0]}: the limits are over its numbers") from None
+    fits, outer = laws.joint(size, **points, **given(args, "draws", "seed"))
+    rows = []
+    for n, fit in fits.items():
+        low, high = fit.intervals["C"]
+        note = "not identified" if "C" in fit.unidentified else ""
+        rows.append(
+            {args.by: f"{n:g}", "limit": f"{fit.params['C']:.4f}", "95% from": f"{low:.4f}", "to": f"{high:.4f}"}
+        )
+        rows[-1] |= {"points": fit.n_points, "": note}
+    shown = report(args, outer, {"x": np.array([*fits]), "loss": np.array([f.params["C"] for f in fits.values()])})
+    return {"limits": {str(n): fit._asdict() for n, fit in fits.items()}, "joint": outer._asdict()}, [rows, *shown]
+
+
 def curves_command(args):
     curves = read_curves(args, args.files)
     fit = args.function(curves, **given(args, "lam", "warmup", "delta", "draws", "seed"))
@@ -246,8 +267,11 @@ def make_parser():
 
     diagonal = add_command(commands, laws.diagonal, diagonal_command, [fits, delta], ("loss",))
     speedup = add_command(commands, laws.speedup, speedup_command, [fits], ("D", "loss"))
-    for law in (diagonal, speedup):
-        law.add_argument("--by", required=True, metavar="COLUMN", help="the method; columns a,b give names a/b")
+    limits = add_command(commands, laws.joint, joint_command, [fits], ("x", "loss"))
+    for law in (diagonal, speedup, limits):
+        law.add_argument(
+            "--by", required=True, metavar="COLUMN", help="the method, for joint the size; columns a,b give names a/b"
+        )
     diagonal.add_argument("--pair", required=True, metavar="X,Y", help="two values of --by")
     diagonal.add_argument("--match", required=True, metavar="COLUMN,...", help="what the runs of a pair share")
     speedup.add_argument("--baseline", required=True, metavar="VALUE", help="the method to compare with")

@@ -109,10 +109,25 @@ def asymptote(x, loss, delta=math.inf, draws=400, seed=0) -> Fit:
     """Fit L(x) = A/x^b + C, x being whatever grows: tokens, parameters, epochs, members of an ensemble.
 
     Least squares on losses, as Kim et al. 2025 (2509.14786) do where data are limited. C, the loss in the limit, rests
-    on the form of the law. Joint limits: fit the C of each size against the size, again with this law.
+    on the form of the law. For the limits of several sizes, and the limit of these, see `joint`.
     """
     x, loss = checked({"x": 3}, x=x, loss=loss)
     return fit_law(LAWS["asymptote"], {"x": x}, loss, delta, draws, seed)
+
+
+def joint(size, x, loss, draws=100, seed=0):
+    """Fit L(x) = A/x^b + C for each size, then the limits C against the size by the same law: the limit of limits.
+
+    As Kim et al. 2025 (2509.14786) let first the members of an ensemble grow, then the models -> ({size: Fit}, Fit).
+    The second Fit's intervals are of the first ones' uncertainty; three sizes cannot show whether its form is right.
+    """
+    size, x, loss = checked({"size": 3}, size=size, x=x, loss=loss)
+    fits = {n: asymptote(x[size == n], loss[size == n], draws=draws, seed=seed) for n in np.unique(size).tolist()}
+    sizes, limits = [*fits], [fit.params["C"] for fit in fits.values()]
+    outer = asymptote(sizes, limits, draws=0)
+    many = zip(*([params["C"] for params in fit.draws] for fit in fits.values()), strict=True)  # if all have intervals
+    many = [asymptote(sizes, drawn, draws=0).params for drawn in many]
+    return fits, describe("asymptote", outer.params, outer.objective, outer.residuals, many, {}, outer.ranges)
 
 
 def saturation(theta, loss):

@@ -262,6 +262,49 @@ def test_diagonal_and_speedup_from_csv(tmp_path, capsys):
     assert "1.250" in run(capsys, "speedup", path, *flags)
 
 
+def ensembles(noise=0.0):
+    """Losses of ensembles of 1 .. 5 models of three sizes, which have the limits 1.8, 1.75, 1.72."""
+    rng, rows = np.random.default_rng(0), []
+    for n, limit in ((3e4, 1.8), (7e4, 1.75), (1.5e5, 1.72)):
+        rows += [
+            {"n_params": n, "models": k, "val_loss": 0.2 / k + limit + noise * rng.standard_normal()}
+            for k in range(1, 6)
+        ]
+    return rows
+
+
+def test_limits_and_the_limit_of_limits(tmp_path, capsys):
+    path = tmp_path / "ensembles.json"
+    path.write_text(json.dumps({"dataset": "text", "rows": ensembles()}))
+    flags = (path, "--x=models", "--by=n_params")
+    out = json.loads(run(capsys, "joint", *flags, "--json"))
+    limits = {float(n): fit["params"]["C"] for n, fit in out["limits"].items()}
+    assert limits == pytest.approx({3e4: 1.8, 7e4: 1.75, 1.5e5: 1.72}, rel=1e-6)
+    by_hand = asymptote([*limits], [*limits.values()], draws=0)
+    assert out["joint"]["params"] == pytest.approx(by_hand.params) and by_hand.params["C"] == pytest.approx(
+        1.6555, abs=1e-3
+    )
+    assert "1.7500" in run(capsys, "joint", *flags)
+    path.write_text(json.dumps({"rows": ensembles(noise=0.01)}))
+    out = json.loads(run(capsys, "joint", *flags, "--json"))
+    low, high = out["joint"]["intervals"]["C"]
+    assert low < out["joint"]["params"]["C"] < high and high - low > 0.05 and "b" in out["joint"]["unidentified"]
+    assert "not identified" in run(capsys, "joint", *flags)
+    assert json.loads(run(capsys, "joint", *flags, "--json", "--draws=0"))["joint"]["intervals"]["C"] == [None, None]
+    one = json.loads(run(capsys, "asymptote", path, "--x=models", "--where=n_params=7e4", "--json"))  # what joint has
+    assert one["params"] == out["limits"]["70000.0"]["params"]
+
+
+def test_the_published_law_of_asymptotes():
+    """Kim et al. 2025: losses of ensembles and models without limit, at four sizes of data in billions of tokens.
+
+    They give .9617 D^-.2281 + 1.7984, from losses of more digits than these.
+    """
+    fit = asymptote([0.2097152, 0.4194304, 0.8388608, 1.6777216], [3.1690, 2.980, 2.7893, 2.6568])
+    assert fit.params == pytest.approx({"A": 0.9617, "b": 0.2281, "C": 1.7984}, abs=1e-3)
+    assert fit.unidentified == ["C", "A", "b"]
+
+
 def test_plots_are_written(results, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
     path, iso = tmp_path / "fit.png", tmp_path / "iso.csv"
