@@ -35,6 +35,7 @@ from train import Config
 NEEDED = tuple(part for part in PARTS if part != "optimizer")  # of a checkpoint, to evaluate it
 EVEN = ("uniform", "linear")  # --weights that do not depend on the order
 ENSEMBLE_ROWS = 128  # of every model's logits at a time
+TOLD = ("dataset", "lr", "weight_decay", "total_steps")  # of an ensemble, where all its models have it in common
 
 
 def read(path, parts=NEEDED, mmap=False):
@@ -242,8 +243,10 @@ def evaluate_ensemble(args, task, paths):
         return sums
 
     means = torch.tensor(task.measure(losses, f"{n} models", (n, n)), dtype=torch.float64).view(n, n)
-    sizes = {sum(p.numel() for p in model.parameters()) for model in models}
-    alike = {"n_params": min(sizes)} if len(sizes) == 1 else {}
+    configs = [head["config"] for head in task.heads]
+    facts = {name: {config[name] for config in configs} for name in TOLD}
+    facts["n_params"] = {sum(p.numel() for p in model.parameters()) for model in models}
+    alike = {name: min(values) for name, values in facts.items() if len(values) == 1}
     for path, loss in zip(paths, means[:, 0].tolist(), strict=True):
         task.members.append(task.row(loss, checkpoint=path))
     for k in range(n):

@@ -26,10 +26,8 @@ segments; results.csv, a row per run, comes last. Runs that are finished are not
 """
 
 import contextlib
-import csv
 import ctypes
 import inspect
-import io
 import json
 import math
 import os
@@ -54,7 +52,7 @@ from checkpoint import written
 from config import Mistake, Parser, load, main, whole
 from data import datasets, read_meta
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
-from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings
+from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv
 from tracking import clock, is_locked
 from train import Config, make_schedule, train
 
@@ -350,13 +348,8 @@ def write_results(path, segments, also=()):
         row |= {k: v for k, v in result_of(segment).items() if k not in ("name", "step", "skipped")}
         flops, seconds = paid.get(segment.run, (0, 0.0))
         rows.append(row | {"flops_paid": flops, "train_s_paid": round(seconds, 3)})
-    columns = list(dict.fromkeys(("name", *(k for row in rows for k in row))))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows)
     with written(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(to_csv([{"name": row["name"]} | row for row in rows]).encode())
     return len(rows)
 
 

@@ -11,6 +11,7 @@ import csv
 import functools
 import gzip
 import inspect
+import io
 import json
 import math
 import sys
@@ -233,6 +234,15 @@ def read_table(path):
     if not rows:
         raise Mistake(f"{file}: no run in it; let study.py finish one")
     return rows
+
+
+def to_csv(rows):
+    """Dicts as the text of a CSV; what a row lacks stays empty, and a tuple is its items with blanks between."""
+    columns, text = list(dict.fromkeys(column for row in rows for column in row)), io.StringIO()
+    writer = csv.DictWriter(text, columns or ["name"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows)
+    return text.getvalue()
 
 
 def read_results(paths, only=(), all_runs=False):
