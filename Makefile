@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo figures bench test test-long lint format
+.PHONY: demo data_limited figures bench test test-long lint format
 
 # One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
@@ -12,6 +12,17 @@ demo: .venv/installed
 	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
 	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
 	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
+
+# Recipes for limited data: certificates, runs, samples of five models and of one, students of these, and what all is worth
+BEST = runs/data_limited/n-embd64_stdlib-bytes@65536_lr0.008_weight-decay3.2_total-steps2048_seed
+data_limited: .venv/installed
+	$(RUN) prepare_data.py stdlib --tokenizer=bytes
+	for task in configs/tune/limited_*.py; do $(RUN) tune.py $$task --jobs=2 || exit 1; done
+	$(RUN) study.py configs/data_limited.py --jobs=2
+	$(RUN) sample.py $(BEST)[0-4]/ckpt/step_00002048.pt --tokens=3200K --out=data/samples-five
+	$(RUN) sample.py $(BEST)0/ckpt/step_00002048.pt --tokens=3200K --out=data/samples-one
+	$(RUN) study.py configs/distilled.py --jobs=2
+	$(RUN) limited.py runs/data_limited runs/distilled
 
 # Every picture in results/, from the tables and logs beside it
 figures: .venv/installed

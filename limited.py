@@ -1,10 +1,13 @@
 """What each recipe makes of limited data: its loss, and how much more data the standard recipe would need for that.
 
-    python limited.py results/data_limited results/distilled --out=results/data_limited
+    python limited.py runs/data_limited runs/distilled
+    python limited.py results/data_limited results/distilled     # the same, of what tables.py keeps
 
-Reads the results.csv of studies whose datasets are limits, NAME@TOKENS, alone or mixed with samples, and in ensembles/
-of their folders what `evaluate.py --ensemble ... --json` printed. Prints a table, and writes it (recipes.csv) and three
-figures. After Kim et al. 2025, "Pre-training under infinite compute" (arXiv 2509.14786):
+Reads the results.csv of studies whose datasets are limits, NAME@TOKENS, alone or mixed with samples. Models alike but
+for their seeds are evaluated as an ensemble, too, if there are four or more: ensembles/*.json in the study's folder is
+what `evaluate.py --ensemble --json` says. Prints a table, and writes it (recipes.csv) and three figures.
+
+After Kim et al. 2025, "Pre-training under infinite compute" (arXiv 2509.14786):
 
     standard       weight decay 0.1, at the best of the epochs and learning rates that were tried
     regularized    the same with other weight decays
@@ -15,7 +18,10 @@ Limits are of the law A/x^b + C, for more and more parameters N or members K. Da
 losses over D, the standard recipe's largest model would need D' for that loss.
 """
 
+import contextlib
+import io
 import math
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,6 +35,7 @@ from plot import LOSS, OTHERS, finish, log_axis
 from tables import grouped, in_words, print_table, read_results, read_rows
 
 STANDARD = 0.1  # weight decay
+MEMBERS = 4  # of an ensemble at least: its law has three parameters
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -42,6 +49,23 @@ def limit_of(dataset):
     if not tokens.isdigit() or len(others) > 1:
         raise Mistake(f"dataset {dataset}: expected NAME@TOKENS, with the tokens as a whole number, or with samples")
     return int(tokens), (others or [None])[0]
+
+
+def evaluate_ensembles(folder):
+    """Evaluate the ensembles of a study whose checkpoints are there, unless ensembles/ has them already."""
+    rows = read_results([folder])
+    for models in grouped(rows, tables.settings(rows)).values():
+        ends = [Path(folder) / row["name"] / f"ckpt/step_{int(row['total_steps']):08d}.pt" for row in models]
+        file = Path(folder) / "ensembles" / f"{re.sub(r'_seed[0-9]+$', '', models[0]['name'])}.json"
+        if len(models) < MEMBERS or file.is_file() or not all(map(Path.is_file, ends)):
+            continue
+        import evaluate  # and with it torch, which a look at tables does not need
+
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            evaluate.run(["--ensemble", *map(str, ends), "--json"])
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text.getvalue())
+        print(file)
 
 
 def read(folders):
@@ -287,6 +311,8 @@ def run(args=None):
     out = Path(args.out or args.folders[0])
     if not out.is_dir():
         raise Mistake(f"--out={out}: there is no such folder")
+    for folder in args.folders:
+        evaluate_ensembles(folder)
     runs, ensembles = read(args.folders)
     if not any(run["recipe"] == "standard" for run in runs):
         raise Mistake(f"no run has a weight decay of {STANDARD}, which the others are compared with: add some")
