@@ -14,8 +14,9 @@ cooldown_shape = "linear"
 warmup_steps = 20
 eval_every = 0  # at the end only
 _heads = {16: 1, 32: 1, 64: 2}
-_peaks = {16: [8e-3, 1.6e-2], 32: [4e-3, 8e-3, 1.6e-2], 64: [4e-3, 8e-3]}
+_peaks = {16: [8e-3, 1.6e-2, 3.2e-2], 32: [4e-3, 8e-3, 1.6e-2], 64: [4e-3, 8e-3]}
 _certificates = {  # (bytes, channels): (lr, weight decay, epochs)
+    (65_536, 16): (1.6e-2, 0.4, 32),
     (65_536, 32): (8e-3, 0.8, 16),
     (65_536, 64): (8e-3, 3.2, 32),
 }

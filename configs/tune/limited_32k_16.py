@@ -11,7 +11,7 @@ n_head = 1
 cooldown_shape = "linear"
 warmup_steps = 20
 eval_every = 0  # at the end only
-start = dict(lr=8e-3, weight_decay=0.4, total_steps=512)
+start = dict(lr=1.6e-2, weight_decay=0.4, total_steps=1024)
 grid = dict(
     lr=[2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2],
     weight_decay=[0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4],
