@@ -78,6 +78,20 @@ def test_the_same_seed_gives_the_same_tokens_with_any_cache_and_batch(models, mo
     assert (others != whole).float().mean() > 0.5 and len({tuple(row) for row in whole.tolist()}) == 20
 
 
+def test_tokens_are_drawn_by_hand_in_the_same_way(models):
+    """The context is all there is up to seq_len tokens, then the later half of these, and so on."""
+    context, expected = [256], []
+    for position in range(40):
+        if len(context) > 16:
+            context = context[-8:]
+        with torch.no_grad():
+            p = models[0](torch.tensor([context]))[0, -1, :257].double().softmax(-1)
+        u = sample.uniforms(5, np.array([9]), position)[0]
+        expected.append(int((p.cumsum(-1) <= u * p.sum()).sum()))
+        context.append(expected[-1])
+    assert drawn(models[0], 40, [9], seed=5)[0].tolist() == expected
+
+
 def test_golden_numbers():
     numbers = sample.uniforms(0, np.array([0, 1, 10**6]), 5)
     assert (numbers * 2**32).tolist() == GOLDEN
