@@ -263,10 +263,10 @@ def finite(value):
 def show(task):
     """Print the rows of a task as a table."""
     print("  ".join(f"{name} {value}" for name, value in task.info.items()))
-    if task.members:
-        print_table(task.members, lambda value: f"{value:.4f}" if type(value) is float else str(value))
-        print()
-    print_table(task.rows, lambda value: f"{value:.4f}" if type(value) is float else str(value))
+    for rows in filter(None, (task.members, task.rows)):
+        options = [{name: f"{row[name]:g}" for name in ("lr", "weight_decay") if name in row} for row in rows]
+        rows = [row | told for row, told in zip(rows, options, strict=True)]
+        print_table(rows, lambda value: f"{value:.4f}" if type(value) is float else str(value))
 
 
 def check_args(args):

@@ -20,6 +20,7 @@ losses over D, the standard recipe's largest model would need D' for that loss.
 
 import contextlib
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -62,7 +63,10 @@ def evaluate_ensembles(folder):
         import evaluate  # and with it torch, which a look at tables does not need
 
         with contextlib.redirect_stdout(io.StringIO()) as text:
-            evaluate.run(["--ensemble", *map(str, ends), "--json"])
+            n_tokens = json.loads((ends[0].parents[1] / "config.json").read_text())[
+                "eval_tokens"
+            ]  # as the losses are of
+            evaluate.run(["--ensemble", *map(str, ends), f"--tokens={n_tokens}", "--json"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(text.getvalue())
         print(file)
