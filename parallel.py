@@ -7,8 +7,9 @@
         ranks.sum_gradients(parameters)
 
 Gradients are summed after the last backward pass, not during it, so that a compiled graph does not depend on the number
-of ranks. Together with `add_by_halves`, two ranks add the very numbers that one rank adds. On four ranks and more the
-library's all-reduce adds in an order of its own: runs repeat themselves there, but have not the bits of one rank.
+of ranks. They are summed by halves, within a rank (`add_by_halves`) and over ranks (`groups_by_halves`), so 2, 4, 8 and
+more ranks add the very numbers that one rank adds. Other numbers of ranks add in the library's order: such runs repeat
+themselves, and have bits of their own.
 """
 
 import contextlib
@@ -38,12 +39,14 @@ def check_device(name):
         raise Mistake("device='mps': torch sees no Apple GPU here; use --device=cpu")
 
 
-def check_compiler():
-    """Raise Mistake if torch.compile would find no C++ compiler."""
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
+def use_compile(compile, device):
+    """Whether to compile: as `compile` says, and for None on CUDA. Mistake if there is no C++ compiler for it."""
+    compiled = device.type == "cuda" if compile is None else compile
+    if compiled and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
         raise Mistake(
             "compile=True needs a C++ compiler, and there is no g++ or clang++: install one, or --compile=False"
         )
+    return compiled
 
 
 def check_batch(global_batch_size, micro_batch_size, world_size):
@@ -103,6 +106,14 @@ def use_bf16(dtype, device):
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))  # absent on other architectures
 
 
+def computed_with(device, compiled):
+    """What bits depend on, besides the kind of machine: versions for a checkpoint."""
+    versions = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    if compiled:  # once it was one graph for the whole model
+        versions["graphs"] = "one per block, attention by rows" if device.type == "cpu" else "one per block"
+    return versions
+
+
 def autocast(device, bf16):
     """A context in which matrices are multiplied in bfloat16, if `bf16`; weights and sums stay in fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
@@ -151,10 +162,26 @@ def waiting(what):
         timer.cancel()
 
 
-class Ranks:
-    """This rank among all of them: `rank`, `world_size`, `device`; `is_main` on the one that prints and writes."""
+def groups_by_halves(world_size, device):
+    """Groups of this rank: a sum within one after another adds pairs of ranks, pairs of pairs, and so on.
 
-    def __init__(self, device):
+    So a power of 2 of ranks adds what `add_by_halves` does on one rank, in its order. Another number is one group: the
+    sum of the library, in an order of its own.
+    """
+    if world_size & (world_size - 1):
+        return [dist.group.WORLD]
+    mesh = dist.init_device_mesh(device.type, (2,) * (world_size.bit_length() - 1))  # the last one: neighbours
+    return [mesh.get_group(dimension) for dimension in reversed(range(mesh.ndim))]
+
+
+class Ranks:
+    """This rank among all of them: `rank`, `world_size`, `device`; `is_main` on the one that prints and writes.
+
+    With `exact_sums` 2, 4, 8, ... ranks add as one rank does; without, as fast as the library can.
+    """
+
+    def __init__(self, device, exact_sums=True):
+        self.exact_sums, self.groups = exact_sums, []  # in which one sum after another is the sum over ranks
         self.rank, self.world_size, local_rank = read_launcher(os.environ)
         self.is_main = self.rank == 0
         self.device = choose_device(device, local_rank)
@@ -167,6 +194,8 @@ class Ranks:
         if several:
             with waiting(f"rank {self.rank} waits for the others of {self.world_size} ranks"):
                 dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+                exact = self.exact_sums and self.world_size > 2  # of two numbers there is one sum
+                self.groups = groups_by_halves(self.world_size, self.device) if exact else [dist.group.WORLD]
         try:
             yield
         finally:
@@ -184,8 +213,8 @@ class Ranks:
         """Sums over ranks, in fp64, of numbers or tensors of numbers: a flat list of floats."""
         flat = [torch.as_tensor(value, dtype=self.sum_dtype, device=self.device).reshape(-1) for value in values]
         flat = torch.cat(flat)
-        if self.world_size > 1:
-            dist.all_reduce(flat)
+        for group in self.groups:
+            dist.all_reduce(flat, group=group)
         return flat.tolist()
 
     def micro_batches(self, stream, position, n_steps, rank_batch, micro_batch_size):
@@ -200,8 +229,8 @@ class Ranks:
 
     def sum_gradients(self, parameters):
         """Sum `.grad` over ranks, in place."""
-        if self.world_size > 1:
-            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters]:
+        for group in self.groups:
+            for work in [dist.all_reduce(p.grad, group=group, async_op=True) for p in parameters]:
                 work.wait()
 
 

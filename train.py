@@ -12,8 +12,7 @@ A constant learning rate, and a cooldown from any of its checkpoints, without fi
 
 `step` counts finished updates. Update k uses schedule(k) and the sequences k * G .. k * G + G - 1 of the data order; a
 checkpoint or an evaluation at step s is of the weights after s updates. Nothing in a run is random after the initial
-weights, so a run that was stopped or branched goes on as if nothing had happened, to the bit; so does one that moves
-between one rank and two.
+weights, so a run that was stopped, branched or moved to 2, 4, 8 ranks goes on as if nothing had happened, to the bit.
 """
 
 import contextlib
@@ -33,7 +32,10 @@ import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
 from model import Llama, Shape
-from parallel import Ranks, add_by_halves, autocast, check_batch, check_compiler, check_device, chunk_losses, use_bf16
+
+from parallel import (  # isort: skip
+    Ranks, add_by_halves, autocast, check_batch, check_device, chunk_losses, computed_with, use_bf16, use_compile,
+)  # fmt: skip
 from start import FORMAT, Progress, check_result, find_start
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
 
@@ -126,6 +128,7 @@ class Config:
     device: str = option("auto", "free", choices=("auto", "cpu", "cuda", "mps"))  # auto: cuda if there is one
     dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
+    exact_sums: bool = option(True, "result")  # 4, 8, ... ranks add as one does; False: faster, in another order
     loss_rows: int | None = option(None, "result", least=0)  # of logits at a time; 0: all; none: 512 if compiled on cpu
 
 
@@ -179,7 +182,7 @@ def train(config):
     143 after SIGTERM and 130 after Ctrl-C, with a checkpoint.
     """
     # ranks and device
-    ranks = Ranks(config.device)
+    ranks = Ranks(config.device, config.exact_sums)
     check(config, ranks.world_size)
     device, bf16 = ranks.device, use_bf16(config.dtype, ranks.device)
 
@@ -208,15 +211,11 @@ def train(config):
     averages = make_averages(config, model)
     begun = start.restore(model, optimizer, averages)
     masks = model.masks(config.seed)
-    compiled = device.type == "cuda" if config.compile is None else config.compile
-    if compiled:
-        check_compiler()
+    compiled = use_compile(config.compile, device)
     model.set_up(compiled, config.loss_rows)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
-    versions = {"torch": str(torch.__version__), "threads": torch.get_num_threads()}  # on which bits depend
-    if compiled:  # once it was one for the whole model
-        versions["graphs"] = "one per block, attention by rows" if device.type == "cpu" else "one per block"
+    versions = computed_with(device, compiled)
 
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
@@ -330,7 +329,7 @@ def train(config):
                 (loss.sum() / tokens_per_step).backward()
                 tokens = next(batches, None)  # read while a GPU is at work
                 sums += loss.detach()
-                add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so two ranks add as one does
+                add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so 2, 4, 8 ranks add as one does
             ranks.sum_gradients(parameters)
             for p, is_off in masks:
                 p.grad.masked_fill_(is_off, 0.0)

@@ -176,10 +176,12 @@ def test_a_device_that_is_not_there_is_told(monkeypatch):
 
 
 def test_no_compiler_is_told_before_anything_else(monkeypatch):
-    parallel.check_compiler()
+    cpu = torch.device("cpu")
+    assert parallel.use_compile(True, cpu) is True and parallel.use_compile(None, torch.device("cuda")) is True
     monkeypatch.setattr(parallel.shutil, "which", lambda name: None)
+    assert parallel.use_compile(None, cpu) is False and parallel.use_compile(False, cpu) is False
     with pytest.raises(ValueError, match="compile=True needs a C.. compiler.*--compile=False"):
-        parallel.check_compiler()
+        parallel.use_compile(True, cpu)
 
 
 def test_every_rank_gets_whole_micro_batches():

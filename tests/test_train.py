@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
 import evaluate
@@ -126,6 +126,24 @@ def test_one_rank_two_one(run, tmp_path, data_dir):
     )
     assert newest(tmp_path, "moved")["progress"]["step"] == 37
     assert same(run("moved"), run("alone"))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="needs as many GPUs as ranks")
+def test_four_ranks_equal_one_and_a_run_may_go_from_one_to_four_to_two(run, tmp_path, data_dir):
+    small = dict(micro_batch_size=1)  # 3 for each of four ranks
+
+    def ranks(n, name, **options):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+        made = command(tmp_path, data_dir, name, *launch, **small, **options)
+        subprocess.run(made, env=ENV, check=True, capture_output=True)
+        return newest(tmp_path, name)
+
+    alone = run("alone", **small)
+    assert same(ranks(4, "four"), alone) and lines(tmp_path, "four") == lines(tmp_path, "alone")
+    run("moved", **small, stop_at=25)
+    ranks(4, "moved", stop_at=37)
+    assert same(ranks(2, "moved"), alone)
+    assert not same(ranks(4, "as-fast", exact_sums=False), alone)  # the control
 
 
 def test_gradient_adds_up_by_halves(run):
