@@ -47,6 +47,7 @@ figures: .venv/installed
 		"--baseline=adamw, cooldown, linear" --only optimizer=adamw,schedule_free total_steps=660,1320,2640
 	$(RUN) plot.py lr results/mup --out=results/mup/lr.png
 	$(RUN) plot.py lr results/supar --out=results/supar/lr.png
+	$(RUN) limited.py results/data_limited results/distilled
 
 # How fast each part is, and next to what
 bench: .venv/installed

@@ -63,9 +63,8 @@ def evaluate_ensembles(folder):
         import evaluate  # and with it torch, which a look at tables does not need
 
         with contextlib.redirect_stdout(io.StringIO()) as text:
-            n_tokens = json.loads((ends[0].parents[1] / "config.json").read_text())[
-                "eval_tokens"
-            ]  # as the losses are of
+            options = json.loads((ends[0].parents[1] / "config.json").read_text())
+            n_tokens = options["eval_tokens"]  # which the losses of single models are of
             evaluate.run(["--ensemble", *map(str, ends), f"--tokens={n_tokens}", "--json"])
         file.parent.mkdir(exist_ok=True)
         file.write_text(text.getvalue())
@@ -110,7 +109,15 @@ def limit_row(recipe, D, n_params, fit):
     """A row for the limit of a law."""
     low, high = fit.intervals["C"]
     note = "not identified" if "C" in fit.unidentified else ""
-    return {"recipe": recipe, "D": D, "n_params": n_params, "loss": fit.params["C"], "low": low, "high": high, "": note}
+    return {
+        "recipe": recipe,
+        "D": D,
+        "n_params": n_params,
+        "loss": fit.params["C"],
+        "low": low,
+        "high": high,
+        "note": note,
+    }
 
 
 def trained_rows(runs):
@@ -130,7 +137,7 @@ def trained_rows(runs):
 
 
 def best_ensembles(ensembles):
-    """{(D, n_params): (the ensemble best with all its members, that of the lowest limit, limits of all)}"""
+    """{(D, n_params): (the ensemble of the lowest loss, that of the lowest limit, its law)}"""
     found = {}
     for key, of_kind in grouped(ensembles, ("D", "n_params")).items():
         fits = [laws.asymptote(range(1, 1 + len(e["losses"])), e["losses"]) for e in of_kind]
@@ -193,7 +200,7 @@ def show(rows, fit):
             if "efficiency" in row:
                 span = f"[{row['efficiency_low']:.2f}, {row['efficiency_high']:.2f}]"
                 cells["D'/D"] = f"{row['efficiency']:.2f} {span}"
-            table.append(cells | {"": row.get("", "")})
+            table.append(cells | {"": row.get("note", "")})
         print_table(table)
         print()
     if fit:

@@ -66,7 +66,7 @@ def table_of(study):
     limited.run([str(study)])
     with open(study / "recipes.csv") as file:
         rows = [
-            {k: float(v) if k not in ("recipe", "") and v else v for k, v in row.items()}
+            {k: float(v) if k not in ("recipe", "note") and v else v for k, v in row.items()}
             for row in csv.DictReader(file)
         ]
     return {(row["recipe"], row["D"], row["n_params"]): row for row in rows}
@@ -84,7 +84,7 @@ def test_recipes_and_limits(study, capsys):
             )
             assert best["std"] == pytest.approx(0.1) and base["n"] == 3
         limit = found["regularized, N to infinity", D, math.inf]
-        assert limit["loss"] == pytest.approx(1 + 20 / D**0.5 - 0.1, abs=0.02) and limit[""] == "not identified"
+        assert limit["loss"] == pytest.approx(1 + 20 / D**0.5 - 0.1, abs=0.02) and limit["note"] == "not identified"
     assert found["student of samples-five", 2048, SIZES[1]]["loss"] == pytest.approx(1.3)
     for n in SIZES:
         assert found["ensemble of 5", 2048, n]["loss"] == pytest.approx(1.06 + 500 / n)
