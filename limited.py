@@ -265,28 +265,17 @@ def plot_ensembles(ensembles):
         left, right = panels[2 * i], panels[2 * i + 1]
         left.set(title=f"{D:,} tokens", xlabel="models in the ensemble, K")
         right.set(title=f"{D:,} tokens: limit for K to infinity", xlabel="parameters of each, N")
-        for j, (n, of_size) in enumerate(sorted(grouped(here, ["n_params"]).items())):
-            of_size = sorted(of_size, key=lambda e: -e["weight_decay"])
-            for e, filled in zip(of_size, ("full", "none"), strict=False):
+        for j, ((n,), of_size) in enumerate(sorted(grouped(here, ["n_params"]).items())):
+            for i_th, e in enumerate(sorted(of_size, key=lambda e: -e["weight_decay"])):
                 k, losses = np.arange(1, 1 + len(e["losses"])), np.array(e["losses"])
-                fit = laws.asymptote(k, losses)
-                words = "regularized" if filled == "full" else "twice the epochs, half the decay"
-                label = f"{in_words('n_params', n[0])}, {words}"
-                look = look_of(j, fillstyle=filled)
-                left.plot(k, losses, label=label, **look | {"linestyle": ""})
-                fine = np.linspace(1, k[-1], 100)
-                left.plot(
-                    fine,
-                    laws.evaluate(laws.LAWS["asymptote"], fit.params, {"x": fine}),
-                    color=look["color"],
-                    lw=0.9,
-                    linestyle="-" if filled == "full" else ":",
-                )
-                low, high = fit.intervals["C"]
-                error = [[max(0, fit.params["C"] - low)], [max(0, high - fit.params["C"])]]
-                right.errorbar(
-                    [n[0]], [fit.params["C"]], error, capsize=2.5, elinewidth=0.9, **look | {"linestyle": ""}
-                )
+                fit, fine = laws.asymptote(k, losses), np.linspace(1, k[-1], 100)
+                law, limit = laws.evaluate(laws.LAWS["asymptote"], fit.params, {"x": fine}), fit.params["C"]
+                look = look_of(j, fillstyle=("full", "none", "left", "right")[i_th % 4], linestyle="")
+                label = f"{in_words('n_params', n)}, weight decay {e['weight_decay']:g}, {e['total_steps']:,.0f} steps"
+                left.plot(k, losses, label=label, **look)
+                left.plot(fine, law, color=look["color"], lw=0.9, linestyle=("-", ":", "--", "-.")[i_th % 4])
+                error = np.abs(np.array(fit.intervals["C"])[:, None] - limit)
+                right.errorbar([n], [limit], error, capsize=2.5, elinewidth=0.9, **look)
         log_axis(right.xaxis, sorted({e["n_params"] for e in here}))
         right.xaxis.set_major_formatter(lambda x, _: in_words("n_params", x).removesuffix(" parameters"))
         left.set_xticks(range(1, 1 + max(len(e["losses"]) for e in here)))
