@@ -1,6 +1,9 @@
 """How many epochs of 32,768 bytes, at which peak and weight decay, for a model of 16 channels?
 
-python tune.py configs/tune/limited_32k_16.py --jobs=2
+    python tune.py configs/tune/limited_32k_16.py --jobs=2
+
+32 epochs at a peak of 0.016 with a weight decay of 0.8 hold, at 2.136. The nearest neighbour, a weight decay of 0.4,
+is behind by 0.015 ± 0.006.
 """
 
 name = "tune/limited_32k_16"

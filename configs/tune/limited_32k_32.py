@@ -1,6 +1,9 @@
 """How many epochs of 32,768 bytes, at which peak and weight decay, for a model of 32 channels?
 
-python tune.py configs/tune/limited_32k_32.py --jobs=2
+    python tune.py configs/tune/limited_32k_32.py --jobs=2
+
+16 epochs at a peak of 0.016 with a weight decay of 0.8 hold, at 2.062. The nearest neighbour, a peak of 0.032,
+is behind by 0.024 ± 0.017.
 """
 
 name = "tune/limited_32k_32"

@@ -1,6 +1,9 @@
 """How many epochs of 32,768 bytes, at which peak and weight decay, for a model of 64 channels?
 
-python tune.py configs/tune/limited_32k_64.py --jobs=2
+    python tune.py configs/tune/limited_32k_64.py --jobs=2
+
+16 epochs at a peak of 0.008 with a weight decay of 3.2 hold, at 2.030. The nearest neighbour, a peak of 0.016,
+is behind by 0.014 ± 0.016.
 """
 
 name = "tune/limited_32k_64"

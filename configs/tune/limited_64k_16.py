@@ -1,6 +1,9 @@
 """How many epochs of 65,536 bytes, at which peak and weight decay, for a model of 16 channels?
 
-python tune.py configs/tune/limited_64k_16.py --jobs=2
+    python tune.py configs/tune/limited_64k_16.py --jobs=2
+
+32 epochs at a peak of 0.016 with a weight decay of 0.4 hold, at 1.951. The nearest neighbour, 64 epochs,
+is behind by 0.009 ± 0.011.
 """
 
 name = "tune/limited_64k_16"

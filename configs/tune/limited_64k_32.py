@@ -1,6 +1,9 @@
 """How many epochs of 65,536 bytes, at which peak and weight decay, for a model of 32 channels?
 
-python tune.py configs/tune/limited_64k_32.py --jobs=2
+    python tune.py configs/tune/limited_64k_32.py --jobs=2
+
+16 epochs at a peak of 0.008 with a weight decay of 0.8 hold, at 1.876. The nearest neighbour, 32 epochs,
+is behind by 0.005 ± 0.005.
 """
 
 name = "tune/limited_64k_32"

@@ -1,6 +1,9 @@
 """How many epochs of 65,536 bytes, at which peak and weight decay, for a model of 64 channels?
 
-python tune.py configs/tune/limited_64k_64.py --jobs=2
+    python tune.py configs/tune/limited_64k_64.py --jobs=2
+
+32 epochs at a peak of 0.008 with a weight decay of 3.2 hold, at 1.791. The nearest neighbour, a peak of 0.004,
+is behind by 0.008 ± 0.019.
 """
 
 name = "tune/limited_64k_64"
