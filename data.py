@@ -188,9 +188,17 @@ def dataset_of(source):
     return source.partition("@")[0]
 
 
-def datasets(spec):
-    """The names of a mix's datasets; validation is on the first of them, unless another is named."""
-    return [dataset_of(source) for source in parse_mix(spec)]
+def within_limit(source, n_tokens):
+    """How many of a dataset's `n_tokens` a source has; Mistake if its limit is beyond them."""
+    dataset, limited, limit = source.partition("@")
+    if limited and int(limit) > n_tokens:
+        raise Mistake(f"dataset={source}: {dataset}'s train.bin has {n_tokens:,} tokens only; ask for fewer")
+    return int(limit) if limited else n_tokens
+
+
+def first_dataset(spec):
+    """The first dataset of a mix: it is evaluated on the validation split of that, unless another is named."""
+    return dataset_of(next(iter(parse_mix(spec))))
 
 
 def deal(positions, weights):
@@ -240,11 +248,9 @@ class TrainStream:
         begun = [segment for segment in self.segments if segment[0] <= position]
         ahead = [weights for _, weights, _ in self.segments[len(begun) - 1 :]]
         for source in dict.fromkeys(source for weights in ahead for source in weights):
-            dataset, limited, limit = source.partition("@")
+            dataset = dataset_of(source)
             tokens, self.meta[dataset] = open_bin(Path(data_dir) / dataset, "train")
-            if limited and int(limit) > tokens.size:
-                raise Mistake(f"dataset={source}: {dataset}'s train.bin has {tokens.size:,} tokens only; ask for fewer")
-            self.bins[source] = tokens[: int(limit)] if limited else tokens
+            self.bins[source] = tokens[: within_limit(source, tokens.size)]
             size = self.bins[source].size
             if size < 2 * seq_len:
                 raise Mistake(
@@ -358,7 +364,7 @@ def open_data(config, start):
     for name, sha256 in before["sha256"].items():
         if stream.sha256.setdefault(name, sha256) != sha256:
             raise Mistake(f"dataset {name!r} is not what {start.path} was trained on: restore it, or start another run")
-    val_dataset = config.val_dataset or datasets(config.dataset)[0]
+    val_dataset = config.val_dataset or first_dataset(config.dataset)
     val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
     kind_of(stream.meta | {val_dataset: val.meta})
     return stream, val

@@ -25,7 +25,7 @@ import averaging
 import checkpoint
 import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
-from data import ValSet, check_tokenizer, datasets
+from data import ValSet, check_tokenizer, first_dataset
 from model import load_model, shape_of
 from parallel import autocast, choose_device, chunk_losses, use_bf16
 from start import PARTS, check_state
@@ -135,7 +135,7 @@ class Task:
 
 def val_folder(args, config):
     """The dataset on which a run with these options is evaluated."""
-    name = args.dataset or config["val_dataset"] or datasets(config["dataset"])[0]
+    name = args.dataset or config["val_dataset"] or first_dataset(config["dataset"])
     return Path(args.data_dir or config["data_dir"]) / name
 
 

@@ -26,7 +26,7 @@ import scaling
 from bins import TOKENIZERS
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
-from data import ValSet, datasets, read_meta
+from data import ValSet, first_dataset, read_meta
 from model import Llama, Shape
 from tracking import lines_up_to, read_json
 from train import MAX_SKIPS, Config, check, every, make_schedule, train
@@ -329,7 +329,7 @@ def plan(study, runs):
 @functools.cache
 def vocabulary(data_dir, dataset):
     """Words in the vocabulary of a dataset, which need not be there yet if its name says the tokenizer."""
-    folder = Path(data_dir) / datasets(dataset)[0]
+    folder = Path(data_dir) / first_dataset(dataset)
     tokenizer = folder.name.rpartition("-")[2]
     if tokenizer in TOKENIZERS and not folder.exists():
         return TOKENIZERS[tokenizer].vocab_size
@@ -464,7 +464,7 @@ def due(interval, first, last):
 
 def eval_tokens(config):
     """Tokens that an evaluation predicts."""
-    val_dataset = config.val_dataset or datasets(config.dataset)[0]
+    val_dataset = config.val_dataset or first_dataset(config.dataset)
     return config.eval_tokens or read_meta(Path(config.data_dir) / val_dataset)["splits"]["val"]["tokens"] - 1
 
 

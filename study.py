@@ -50,7 +50,7 @@ import scaling
 import schedules
 from checkpoint import written
 from config import Mistake, Parser, load, main, whole
-from data import datasets, read_meta
+from data import dataset_of, parse_mix, read_meta, within_limit
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
 from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv
 from tracking import clock, is_locked
@@ -412,10 +412,11 @@ def check_room(folder, waiting):
 
 
 def check_data(configs):
-    """Raise Mistake unless all datasets are there."""
+    """Raise Mistake unless all datasets are there, with as many tokens as are asked for."""
     for config in configs:
-        for name in datasets(config.dataset):
-            read_meta(Path(config.data_dir) / name)
+        for source in parse_mix(config.dataset):
+            meta = read_meta(Path(config.data_dir) / dataset_of(source))
+            within_limit(source, meta["splits"]["train"]["tokens"])
 
 
 def threads_of(n_jobs):

@@ -246,6 +246,7 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
         (["--jobs=nan"], "--jobs='nan'"),
         (["--dataset=nowhere"], "nowhere"),
         (["--data_dir=/nowhere"], "/nowhere"),
+        (["--dataset=text@400k:1,other:1"], "dataset=text@400000: text's train.bin has 396,000 tokens only"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path, data_dir, args, message):
