@@ -4,16 +4,18 @@
     model.to(ranks.device)
     with ranks.connected():
         loss, count = ranks.sum(loss, count)         # over all ranks
-        ranks.sum_gradients(parameters)
+        gradients = Gradients(ranks, model, total)   # adds up what `total` backward passes give, on all ranks
+        ...
+        gradients.finish()
 
-Gradients are summed after the last backward pass, not during it, so that a compiled graph does not depend on the number
-of ranks. They are summed by halves, within a rank (`add_by_halves`) and over ranks (`groups_by_halves`), so 2, 4, 8 and
-more ranks add the very numbers that one rank adds. Other numbers of ranks add in the library's order: such runs repeat
+Gradients are summed by halves, within a rank (`add_by_halves`) and over ranks (`groups_by_halves`), so 2, 4, 8 and more
+ranks add the very numbers that one rank adds. Other numbers of ranks add in the library's order: such runs repeat
 themselves, and have bits of their own.
 """
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -227,11 +229,64 @@ class Ranks:
             for i in range(first, first + rank_batch, micro_batch_size):
                 yield to_device(stream.batch(i, micro_batch_size), self.device)
 
-    def sum_gradients(self, parameters):
-        """Sum `.grad` over ranks, in place."""
-        for group in self.groups:
-            for work in [dist.all_reduce(p.grad, group=group, async_op=True) for p in parameters]:
-                work.wait()
+
+class Part:
+    """Parameters whose gradients are added up together, and how far that is."""
+
+    def __init__(self, parameters):
+        self.parameters, self.missing = parameters, len(parameters)  # how many have no gradient of this micro-step yet
+        self.halves, self.done = [], 0  # as of `add_by_halves`
+        self.flat = self.work = None  # all of their gradients, and their sum over ranks on its way
+
+
+class Gradients:
+    """Adds gradients up over micro-steps and over ranks, one block of a model after another.
+
+        gradients = Gradients(ranks, model, total)     # `model` has `blocks`
+        for _ in range(total):
+            model(...).backward()
+        gradients.finish()                             # every .grad is the sum of all
+
+    As soon as a backward pass is through with a block, its gradient is added to those of earlier passes. In the last
+    pass it goes to the other ranks while the pass goes on; of the sums by halves over 4 ranks and more that is the
+    first, and `finish` makes the others. On its way is one more copy of the gradients.
+    """
+
+    def __init__(self, ranks, model, total):
+        self.ranks, self.total, self.ready = ranks, total, []
+        parts = [list(block.parameters()) for block in model.blocks]
+        in_blocks = {id(p) for part in parts for p in part}
+        parts.append([p for p in model.parameters() if id(p) not in in_blocks])
+        for part in map(Part, parts):
+            for p in part.parameters:
+                p.register_post_accumulate_grad_hook(functools.partial(self.arrived, part))
+
+    def arrived(self, part, _):
+        """The gradient of one of its parameters is there."""
+        part.missing -= 1
+        if part.missing:
+            return
+        part.missing, part.done = len(part.parameters), part.done + 1
+        add_by_halves(part.parameters, part.halves, part.done, self.total)
+        if part.done == self.total:
+            self.ready.append(part)  # in an order that is the same on all ranks
+            if self.ranks.groups:
+                part.flat = torch.cat([p.grad.flatten() for p in part.parameters])
+                part.work = dist.all_reduce(part.flat, group=self.ranks.groups[0], async_op=True)
+
+    def finish(self):
+        """Wait for the sums over ranks."""
+        for part in self.ready:
+            if self.ranks.groups:
+                part.work.wait()
+                for group in self.ranks.groups[1:]:
+                    dist.all_reduce(part.flat, group=group)
+                for p, summed in zip(
+                    part.parameters, part.flat.split([p.numel() for p in part.parameters]), strict=True
+                ):
+                    p.grad.copy_(summed.view_as(p))
+            part.done, part.flat, part.work = 0, None, None
+        self.ready = []
 
 
 def add_by_halves(parameters, halves, done, total):

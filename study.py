@@ -27,6 +27,7 @@ segments; results.csv, a row per run, comes last. Runs that are finished are not
 
 import contextlib
 import ctypes
+import gc
 import inspect
 import json
 import math
@@ -178,6 +179,7 @@ def work():
         with open(output, "a") as file:
             os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         answer = {"train": train, "trial": planner.trial}[task](load(Config, flags))
+        gc.collect()  # a model and the hooks on its gradients hold each other
         torch.compiler.reset()  # what was compiled for this model counts for the next one, and there is a limit
         sys.stdout.flush()
         answers.write(json.dumps(answer or {}) + "\n")

@@ -34,7 +34,7 @@ from data import open_data
 from model import Llama, Shape
 
 from parallel import (  # isort: skip
-    Ranks, add_by_halves, autocast, check_batch, check_device, chunk_losses, computed_with, use_bf16, use_compile,
+    Gradients, Ranks, autocast, check_batch, check_device, chunk_losses, computed_with, use_bf16, use_compile,
 )  # fmt: skip
 from start import FORMAT, Progress, check_result, find_start
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
@@ -220,6 +220,7 @@ def train(config):
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
     accum_steps = rank_batch // config.micro_batch_size
+    gradients = Gradients(ranks, model, accum_steps)
     left = config.total_steps - at.step  # updates
     tokens_per_step = config.global_batch_size * config.seq_len
     flops_per_sequence = scaling.train_flops(shape)  # as the paper counts them
@@ -322,15 +323,14 @@ def train(config):
             # the gradient: of the mean over all tokens of the step
             began = time.perf_counter()
             optim.set_lr(optimizer, schedule(step))
-            sums, halves = torch.zeros(1 + len(z_loss), dtype=ranks.sum_dtype, device=device), []
-            for micro_step in range(accum_steps):
+            sums = torch.zeros(1 + len(z_loss), dtype=ranks.sum_dtype, device=device)
+            for _ in range(accum_steps):
                 with autocast(device, bf16):
                     loss = model(tokens[:, :-1], tokens[:, 1:], **z_loss)  # a sum over tokens, with z-loss two
                 (loss.sum() / tokens_per_step).backward()
                 tokens = next(batches, None)  # read while a GPU is at work
                 sums += loss.detach()
-                add_by_halves(parameters, halves, micro_step + 1, accum_steps)  # so 2, 4, 8 ranks add as one does
-            ranks.sum_gradients(parameters)
+            gradients.finish()  # over micro-steps and ranks, by halves: 2, 4, 8 ranks add as one does
             for p, is_off in masks:
                 p.grad.masked_fill_(is_off, 0.0)
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)

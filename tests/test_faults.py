@@ -872,8 +872,8 @@ def spoil(value, parameters, *args):
 def test_bad_gradient_on_one_rank_is_skipped_on_both(lab, value):
     """As on one rank that has the same sequences; nothing of it gets into weights, moments or averages."""
     bad = functools.partial(spoil, value)
-    assert lab.run("one", at("train.add_by_halves", 2 * 4 + 2, bad), eval_every=0) == 0
-    fault = functools.partial(on_rank, 1, at("train.add_by_halves", 4 + 1, bad))
+    assert lab.run("one", at("parallel.add_by_halves", (2 * 4 + 1) * 3 + 1, bad), eval_every=0) == 0
+    fault = functools.partial(on_rank, 1, at("parallel.add_by_halves", 4 * 3 + 1, bad))
     assert lab.run("two", fault, ranks=2, eval_every=0) == [0, 0]
     one, two = newest(lab.path, "one"), newest(lab.path, "two")
     assert same(one, two) and lines(lab.path, "one") == lines(lab.path, "two")

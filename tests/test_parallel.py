@@ -12,7 +12,17 @@ import torch
 
 import parallel
 from model import Llama, Shape
-from parallel import Ranks, add_by_halves, check_batch, choose_device, chunk_losses, read_launcher, to_device, use_bf16
+from parallel import (
+    Gradients,
+    Ranks,
+    add_by_halves,
+    check_batch,
+    choose_device,
+    chunk_losses,
+    read_launcher,
+    to_device,
+    use_bf16,
+)
 
 torch.set_num_threads(1)
 
@@ -196,6 +206,47 @@ def in_halves(gradients):
     """Their sum, in the order that add_by_halves promises."""
     middle, odd = divmod(len(gradients), 2)
     return sum(gradients) if odd else in_halves(gradients[:middle]) + in_halves(gradients[middle:])
+
+
+class Sum:
+    """A sum over ranks that is done when it is waited for: of this rank and one with the same gradient."""
+
+    begun, watched = [], None
+
+    def __init__(self, flat, group, async_op=False):
+        self.flat = flat
+        self.begun.append((flat.numel(), self.watched.grad is not None))
+
+    def wait(self):
+        self.flat.mul_(2)
+
+
+@pytest.mark.parametrize("total", [1, 2, 6])
+def test_blocks_are_sent_while_the_backward_pass_goes_on(monkeypatch, total):
+    model = Llama(Shape(vocab_size=50, seq_len=8, n_layer=3, n_head=2, n_embd=16))
+    ranks = Ranks("cpu")
+    alone = Llama(Shape(vocab_size=50, seq_len=8, n_layer=3, n_head=2, n_embd=16))
+    in_block = sum(p.numel() for p in model.blocks[0].parameters())
+    rest = sum(p.numel() for p in model.parameters()) - 3 * in_block
+    monkeypatch.setattr(Sum, "begun", [])
+    monkeypatch.setattr(torch.distributed, "all_reduce", Sum)
+    gradients, own = Gradients(ranks, model, total), Gradients(Ranks("cpu"), alone, total)
+    ranks.groups = ["all"]
+    monkeypatch.setattr(Sum, "watched", model.blocks[0].attention_norm.weight)  # the last one of the blocks
+    for _ in range(2):  # steps
+        model.zero_grad()
+        alone.zero_grad()
+        for i in range(total):
+            tokens = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(i))
+            for one in (model, alone):
+                one(tokens[:, :-1], tokens[:, 1:]).backward()
+            assert [n for n, _ in Sum.begun] == ([] if i < total - 1 else [in_block, in_block, in_block, rest])
+        if total < 3:  # else it has the gradient of the pass before
+            assert [is_there for _, is_there in Sum.begun] == [False, False, True, True]
+        gradients.finish()
+        own.finish()
+        assert all(torch.equal(p.grad, 2 * q.grad) for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+        Sum.begun.clear()
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 6, 7, 8, 12, 16])
