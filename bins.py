@@ -290,4 +290,5 @@ def report(folder):
     if replaced := meta.get("replaced_characters"):
         print(f"replaced by U+FFFD, as they are not in their file's encoding: {replaced:,} characters")
     name, data_dir = folder.resolve().name, folder.parent if folder.name else folder.resolve().parent
-    print(f"{folder} is whole: python train.py --dataset={shlex.quote(name)} --data_dir={shlex.quote(str(data_dir))}")
+    mix = name if "val" in meta["splits"] else f"REAL:0.25,{name}:0.75"  # samples have no text to validate on
+    print(f"{folder} is whole: python train.py --dataset={shlex.quote(mix)} --data_dir={shlex.quote(str(data_dir))}")

@@ -18,7 +18,6 @@ import torch
 from conftest import BASE, ENV, HERE
 from scipy.stats import chisquare
 
-import bins
 import data
 import prepare_data
 import sample
@@ -221,8 +220,8 @@ def written_by(folder, paths, *args, **settings):
 def test_bins_are_the_samples_in_order(trained, tmp_path, capsys):
     asked = {"tokens": "1k", "length": 96, "batch": 2}
     tokens, meta = written_by(tmp_path / "samples", trained, **asked)
-    assert "samples is whole" in capsys.readouterr().out
-    bins.verify(tmp_path / "samples")
+    assert "samples is whole: python train.py --dataset=REAL:0.25,samples:0.75" in capsys.readouterr().out
+    prepare_data.run(["--verify", str(tmp_path / "samples")])
     assert len(tokens) == 1000 and meta["splits"]["train"]["documents"] >= 10 and (tokens[95::96] == 256).all()
     models = [sample.build_model(sample.read(path), path, "cpu") for path in trained]
     for k, one in enumerate(np.split(tokens, range(96, 1000, 96))):  # in turn by each model
