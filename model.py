@@ -243,6 +243,11 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def checkpointed(block, *inputs):
+    """A block's output, of which nothing is kept for the backward pass but the inputs."""
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
 class Llama(nn.Module):
     """A model of this shape; `seed` fixes the initial weights, on every device."""
 
@@ -308,8 +313,9 @@ class Llama(nn.Module):
         if self.factor_in != 1.0:
             x = x * self.factor_in
         if caches is None:
+            again = self.checkpoint_activations and torch.is_grad_enabled()
             for block in self.blocks:
-                x = block(x, self.cos, self.sin)
+                x = checkpointed(block, x, self.cos, self.sin) if again else block(x, self.cos, self.sin)
         else:
             start = caches[0].length
             for block, cache in zip(self.blocks, caches, strict=True):
@@ -323,11 +329,13 @@ class Llama(nn.Module):
         """A cache for each block, empty."""
         return [Cache(self.shape.seq_len) for _ in self.blocks]
 
-    def set_up(self, compiled=False, loss_rows=None):
+    def set_up(self, compiled=False, loss_rows=None, checkpoint_activations=False):
         """How the same numbers, but for rounding, are computed, on the device where the model is: blocks and loss
         compiled, or not; `loss_rows` of logits at a time, 0 for all, None for what is faster. One compiled graph serves
-        all blocks.
+        all blocks. `checkpoint_activations` keeps a block's input only, and computes the block again in the backward
+        pass: a third more time, the same bits.
         """
+        self.checkpoint_activations = checkpoint_activations
         if loss_rows is None:
             loss_rows = LOSS_ROWS if compiled and self.cos.device.type == "cpu" else 0
         compile = functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function

@@ -128,6 +128,7 @@ class Config:
     device: str = option("auto", "free", choices=("auto", "cpu", "cuda", "mps"))  # auto: cuda if there is one
     dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
+    checkpoint_activations: bool = option(False, "free")  # compute blocks twice, for less memory
     exact_sums: bool = option(True, "result")  # 4, 8, ... ranks add as one does; False: faster, in another order
     loss_rows: int | None = option(None, "result", least=0)  # of logits at a time; 0: all; none: 512 if compiled on cpu
 
@@ -212,7 +213,7 @@ def train(config):
     begun = start.restore(model, optimizer, averages)
     masks = model.masks(config.seed)
     compiled = use_compile(config.compile, device)
-    model.set_up(compiled, config.loss_rows)
+    model.set_up(compiled, config.loss_rows, config.checkpoint_activations)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
     schedule = make_schedule(config)
     versions = computed_with(device, compiled)
@@ -363,8 +364,7 @@ def train(config):
                 line = {**counters(), "train_loss": at.train_loss, "lr": config.lr * schedule(step), "grad_norm": norm}
                 line["tokens_per_s"] = tokens_per_step * per_s
                 if peak_flops:
-                    flops_per_s = config.global_batch_size * flops_per_sequence * per_s
-                    line["mfu"] = flops_per_s / (peak_flops * ranks.world_size)
+                    line["mfu"] = flops_per_sequence * config.global_batch_size * per_s / peak_flops / ranks.world_size
                 if z_loss:
                     line["z_loss"] = z_loss_sum[0] / tokens_per_step
                 if not is_finite:

@@ -222,6 +222,31 @@ def test_losses_by_rows_never_hold_more_logits_than_those():
     assert most_rows(0) == 72 and most_rows(20) == 20
 
 
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(not COMPILER, reason="no g++"))]
+)
+def test_checkpointed_activations_take_less_memory_and_have_the_same_bits(compiled):
+    x, y = tokens_and_targets()
+    found = {}
+    for again in (False, True):
+        model, kept = llama(n_layer=3), 0
+        model.set_up(compiled, checkpoint_activations=again)
+
+        def count(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = model(x, y)
+        loss.backward()
+        found[again] = [loss, *(p.grad for p in model.parameters())], kept
+        with torch.no_grad():
+            assert model(x, y) == loss
+    assert all(torch.equal(a, b) for a, b in zip(found[True][0], found[False][0], strict=True))
+    assert found[True][1] < 0.5 * found[False][1]
+
+
 def test_rows_by_default_where_that_is_faster():
     model = llama()
     assert model.losses is losses
