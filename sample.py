@@ -18,6 +18,7 @@ import codecs
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,9 @@ def run(args=None):
         if not args.out:
             args.tokens = args.tokens or 500
             context = [tokenizer.eot_id, *map(int, encoder(name)(args.prompt or ""))]
+            if len(context) > (seq_len := models[0].shape.seq_len):
+                read_last = max(1, seq_len // 2)
+                print(f"--prompt has {len(context) - 1} tokens, of which the model reads {read_last}", file=sys.stderr)
             tell(models[0], device, args, tokenizer, context)
             return
         args.length = min(args.length or WINDOWS * models[0].shape.seq_len, args.tokens)

@@ -176,6 +176,15 @@ def test_a_text_known_by_heart_comes_back(trained, capsys, how):
     assert text == (LINE * 4)[: len(text) - 1] + "\n" and text.encode().count("é".encode()) == 3
 
 
+def test_a_prompt_longer_than_the_context_is_told(trained, capsys):
+    sample.run([str(trained[0]), "--prompt", LINE * 2, "--tokens=59", "--temperature=0"])
+    text, error = capsys.readouterr()
+    assert text == LINE * 3 + "\n"
+    assert error == "--prompt has 118 tokens, of which the model reads 32\n"
+    sample.run([str(trained[0]), "--prompt=the", "--tokens=1"])
+    assert capsys.readouterr().err == ""
+
+
 def test_partial_characters_are_held_back(trained, monkeypatch):
     written = []
 
