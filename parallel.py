@@ -202,6 +202,7 @@ class Ranks:
             yield
         finally:
             if several:
+                self.groups = []  # a group that outlives this may abort the process when it exits
                 dist.destroy_process_group()
 
     def gather(self, value):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def command(tmp_path, data_dir, name, *launcher, **options):
     options = {**BASE, "name": name, "out_dir": tmp_path / "runs", "data_dir": data_dir, **options}
     options |= {k: ",".join(map(str, v)) for k, v in options.items() if isinstance(v, tuple)}
     return [*(launcher or [sys.executable]), str(HERE / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
+
+
+def launched(n, tmp_path, data_dir, name, **options):
+    """Train the same run with torchrun on `n` ranks and return the newest checkpoint; what they said, if one fails."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    call = command(tmp_path, data_dir, name, *torchrun, **options)
+    done = subprocess.run(call, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+    return newest(tmp_path, name)
 
 
 def lines(tmp_path, name):

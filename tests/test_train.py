@@ -7,12 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, DEVICE, ENV, HERE, command, launched, lines, newest, same, tensors, two_ranks, write_bins
 
 import checkpoint
 import evaluate
@@ -90,11 +89,10 @@ def test_the_first_tokens_of_a_dataset_are_a_dataset(run, tmp_path, data_dir):
 
 @two_ranks
 def test_the_first_tokens_on_two_ranks(run, tmp_path, data_dir):
-    few, torchrun = dict(dataset="text@5000:0.6,other:0.4"), ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    few = dict(dataset="text@5000:0.6,other:0.4")
     alone = run("alone", **few)
-    both = command(tmp_path, data_dir, "pair", sys.executable, *torchrun, "--standalone", **few)
-    subprocess.run(both, env=ENV, check=True, capture_output=True)
-    assert same(newest(tmp_path, "pair"), alone) and lines(tmp_path, "pair") == lines(tmp_path, "alone")
+    assert same(launched(2, tmp_path, data_dir, "pair", **few), alone)
+    assert lines(tmp_path, "pair") == lines(tmp_path, "alone")
     ends = {f"epochs/{name}": lines(tmp_path, "alone")[-1][f"epochs/{name}"] for name in ("text@5000", "other")}
     assert ends == {"epochs/text@5000": round(432 / 155, 4), "epochs/other": round(288 / 12374, 4)}
 
@@ -108,23 +106,15 @@ def test_looking_changes_nothing(run):
 @two_ranks
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_ranks_equal_one(run, tmp_path, data_dir, dtype):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     alone = run("alone", dtype=dtype)
-    subprocess.run(
-        command(tmp_path, data_dir, "pair", *torchrun, dtype=dtype), env=ENV, check=True, capture_output=True
-    )
-    assert same(newest(tmp_path, "pair"), alone)
+    assert same(launched(2, tmp_path, data_dir, "pair", dtype=dtype), alone)
     assert lines(tmp_path, "pair") == lines(tmp_path, "alone")
 
 
 @two_ranks
 def test_one_rank_two_one(run, tmp_path, data_dir):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run("moved", stop_at=25)
-    subprocess.run(
-        command(tmp_path, data_dir, "moved", *torchrun, stop_at=37), env=ENV, check=True, capture_output=True
-    )
-    assert newest(tmp_path, "moved")["progress"]["step"] == 37
+    assert launched(2, tmp_path, data_dir, "moved", stop_at=37)["progress"]["step"] == 37
     assert same(run("moved"), run("alone"))
 
 
@@ -133,10 +123,7 @@ def test_four_ranks_equal_one_and_a_run_may_go_from_one_to_four_to_two(run, tmp_
     small = dict(micro_batch_size=1)  # 3 for each of four ranks
 
     def ranks(n, name, **options):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-        made = command(tmp_path, data_dir, name, *launch, **small, **options)
-        subprocess.run(made, env=ENV, check=True, capture_output=True)
-        return newest(tmp_path, name)
+        return launched(n, tmp_path, data_dir, name, **small, **options)
 
     alone = run("alone", **small)
     assert same(ranks(4, "four"), alone) and lines(tmp_path, "four") == lines(tmp_path, "alone")
