@@ -41,8 +41,8 @@ import text_sources
 from averaging import EMA, WindowAverage
 from bins import gpt2_encoding
 from config import HERE, load, main, mistakes
+from devices import autocast, choose_device, use_bf16
 from model import LOSS_ROWS, Llama, Shape
-from parallel import autocast, choose_device, use_bf16
 from tables import print_table, read_log
 from train import Config, make_optimizer
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from config import Mistake, Parser, load, main, mistakes, typed, whole
 from data import TrainStream
+from devices import choose_device
 from model import Llama, Shape
-from parallel import choose_device
 from tables import print_table
 from train import Config, check, make_optimizer
 

@@ -26,8 +26,9 @@ import checkpoint
 import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
 from data import ValSet, check_tokenizer, first_dataset
+from devices import autocast, choose_device, use_bf16
 from model import load_model, shape_of
-from parallel import autocast, choose_device, chunk_losses, use_bf16
+from parallel import chunk_losses
 from start import PARTS, check_state
 from tables import print_table, refuse_twice
 from train import Config

@@ -29,8 +29,8 @@ from bins import NAME, SHARDS, TOKENIZERS, check_settings, encoder, join, locked
 from checkpoint import hash_stream
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
+from devices import autocast, choose_device, use_bf16
 from evaluate import build_model, read
-from parallel import autocast, choose_device, use_bf16
 from tables import refuse_twice
 
 WINDOWS = 64  # in a sample for bins, as a default: its first is nearer to the beginning of a document than most text

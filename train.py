@@ -31,11 +31,9 @@ import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
+from devices import autocast, check_device, computed_with, use_bf16, use_compile
 from model import Llama, Shape
-
-from parallel import (  # isort: skip
-    Gradients, Ranks, autocast, check_batch, check_device, chunk_losses, computed_with, use_bf16, use_compile,
-)  # fmt: skip
+from parallel import Gradients, Ranks, check_batch, chunk_losses
 from start import FORMAT, Progress, check_result, find_start
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
 
