@@ -180,14 +180,21 @@ def train(config):
     Mistake for a user's mistake, before anything is written; FloatingPointError where training diverged; SystemExit
     143 after SIGTERM and 130 after Ctrl-C, with a checkpoint.
     """
-    # ranks and device
     ranks = Ranks(config.device, config.exact_sums)
     check(config, ranks.world_size)
+    with ranks.connected():
+        return train_on(ranks, config)
+
+
+def train_on(ranks, config):
+    """Train on these ranks, which are connected."""
     device, bf16 = ranks.device, use_bf16(config.dtype, ranks.device)
 
     # start: new weights, a checkpoint of this run, or one to branch from
     run = Path(config.out_dir) / config.name
     start = find_start(config, run, warn=ranks.is_main)
+    if len(starts := set(ranks.gather(start.step))) > 1:
+        raise Mistake(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
     if start.how == "resumed":  # what was to be kept for ever still is
         config = dataclasses.replace(config, save_at=tuple(sorted({*config.save_at, *start.options["save_at"]})))
     if start.result:
@@ -267,10 +274,6 @@ def train(config):
         }
 
     with contextlib.ExitStack() as at_exit:
-        at_exit.enter_context(ranks.connected())
-        if len(starts := set(ranks.gather(at.step))) > 1:
-            raise Mistake(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
-
         # the run's folder; from here on things are written
         folder = None
         if ranks.is_main:
