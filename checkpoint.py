@@ -7,6 +7,11 @@
 One file holds everything, in types that `torch.load(weights_only=True)` takes; torch.save writes it. torch.load itself
 notices no flipped bits, so the file also carries, as its zip comment, a SHA-256 of all its other bytes: that of the
 SHA-256s of its blocks, so that every core hashes some of them.
+
+Of a model in shards a checkpoint is a folder, step_00001200: each rank writes files of its rows of all tensors, one for
+weights, optimizer and averages each, and the first one then manifest.pt, which holds all else, and the digests of these
+files. Whoever reads it, on any number of ranks, gets whole tensors or its own rows of them; so does who reads a single
+file. Ranks save and load together: what fails on one is an error on all.
 """
 
 import contextlib
@@ -27,35 +32,81 @@ TAG = b"sha256-16M:"  # before the digest of the blocks' digests; another size o
 BLOCK_BYTES = 16 << 20
 OLD_TAG = b"sha256:"  # earlier files have one digest of all their bytes
 DIGEST_BYTES = 64  # SHA-256 as hex
-NAME = re.compile(r"step_[0-9]{8,}\.pt")
+NAME = re.compile(r"step_[0-9]{8,}(\.pt)?")  # of a file, or of a folder of shards
 MAX_FAILED = 3  # saves in a row
+MANIFEST = "manifest.pt"
+IN_SHARDS = ("model", "optimizer", "averages")  # parts of a state; their tensors, but for single numbers, are cut
+
+
+class Alone:
+    """The only process there is; parallel.Ranks says the same of several."""
+
+    rank, world_size, is_main = 0, 1, True
+    replica, shard_rank, shard_size = 0, 0, 1  # which copy of the model, and which of how many shards of it
+
+    def gather(self, value):
+        """[value of every rank]."""
+        return [value]
+
+
+ALONE = Alone()
 
 
 def path_of(folder, step):
-    """Path of the checkpoint of the weights after `step` updates."""
-    return Path(folder) / f"step_{step:08d}.pt"
+    """Path of the checkpoint of the weights after `step` updates: a folder of shards if there is one, else a file."""
+    shards = Path(folder) / f"step_{step:08d}"
+    return shards if shards.is_dir() else shards.with_suffix(".pt")
+
+
+def is_there(path):
+    """Whether a checkpoint is at this path: a file, or a folder of shards."""
+    return path.is_file() or path.is_dir()
 
 
 def list_steps(folder):
-    """Steps with a checkpoint file in `folder`, increasing; other names are left alone."""
-    steps = [int(p.stem[5:]) for p in Path(folder).glob("step_*.pt") if p.is_file() and NAME.fullmatch(p.name)]
-    return sorted({step for step in steps if path_of(folder, step).is_file()})
+    """Steps with a checkpoint in `folder`, increasing; other names are left alone."""
+    steps = {int(p.stem[5:]) for p in Path(folder).glob("step_*") if NAME.fullmatch(p.name)}
+    return sorted(step for step in steps if is_there(path_of(folder, step)))
 
 
-def save(folder, step, state, keep=2, save_at=()):
+def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
     """Write the checkpoint of `step`, then remove all but the newest `keep` and those of the steps in `save_at`.
 
-    At every moment, a power cut included, each file under a final name is whole. OSError or RuntimeError (that is how
-    torch.save reports a full disk) means that the ones before are as they were.
+    At every moment, a power cut included, whatever has a final name is whole. OSError or RuntimeError (that is how
+    torch.save reports a full disk) means that the ones before are as they were. On several ranks all call this if the
+    model is in shards, and one of them otherwise.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".step_*.tmp"):  # left by a kill
-        stale.unlink()
-    path = path_of(folder, step)
-    write(path, state)
-    prune(folder, step, keep, save_at)
+    path = folder / f"step_{step:08d}"
+    if ranks.shard_size == 1:
+        path = path.with_suffix(".pt")
+        make_room(folder, path)
+        write(path, state)
+    else:
+        write_shards(path, state, ranks)
+    if ranks.is_main:
+        prune(folder, step, keep, save_at)
     return path
+
+
+def make_room(folder, path):
+    """Make the folder of checkpoints, and remove from it what a kill left, and what there is of this step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".step_*.tmp"):
+        remove(stale)
+    for old in (path.with_suffix(""), path.with_suffix(".pt")):
+        if old.is_dir() or old.name != path.name:  # a file is replaced by a file
+            remove(old)
+
+
+def remove(path):
+    """Remove a file or a folder, if it is there; a folder under a name that no longer says it is whole."""
+    if path.is_dir():
+        aside = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
+        path.replace(aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def prune(folder, step, keep, save_at):
@@ -63,7 +114,7 @@ def prune(folder, step, keep, save_at):
     steps = [old for old in list_steps(folder) if old <= step]  # later ones were damaged, and will be written again
     for old in steps[:-keep]:
         if old not in save_at:
-            path_of(folder, old).unlink()
+            remove(path_of(folder, old))
 
 
 def write(path, state):
@@ -104,13 +155,59 @@ def written(path):
     sync_folder(path.parent)
 
 
-def try_save(folder, step, state, keep, save_at, failed, must):
+def write_shards(path, state, ranks):
+    """Write a checkpoint's folder, all ranks together, or leave what is under its name as it is."""
+    aside = path.with_name(f".{path.name}.tmp")
+
+    def make_folder():
+        if ranks.is_main:
+            make_room(path.parent, path)
+            aside.mkdir()
+
+    def write_own():
+        names = [f"{part}_{ranks.shard_rank:05d}.pt" for part in IN_SHARDS if ranks.replica == 0]
+        for part, name in zip(IN_SHARDS, names, strict=False):
+            write(aside / name, state[part])
+        return {name: digest_in(aside / name) for name in names}
+
+    def finish():
+        if ranks.is_main:
+            rest = {name: value for name, value in state.items() if name not in IN_SHARDS}
+            write(aside / MANIFEST, rest | {"shards": ranks.shard_size, "files": files})
+            os.replace(aside, path)
+            sync_folder(path.parent)
+
+    try:
+        together(make_folder, ranks)
+        own = together(write_own, ranks)
+        files = {name: digest for part in ranks.gather(own) for name, digest in part.items()}
+        together(finish, ranks)
+    except BaseException:
+        if ranks.is_main:
+            shutil.rmtree(aside, ignore_errors=True)  # room for the next one
+        raise
+
+
+def together(work, ranks, errors=(OSError, RuntimeError)):
+    """Return `work()`; where it fails on one of the ranks, raise the first of `errors` on all of them."""
+    result = error = None
+    try:
+        result = work()
+    except errors as raised:
+        error = raised
+    for rank, message in enumerate(ranks.gather(error and str(error))):
+        if message is not None:
+            raise errors[0](message if rank == ranks.rank else f"rank {rank}: {message}") from error
+    return result
+
+
+def try_save(folder, step, state, keep, save_at, failed, must, ranks=ALONE):
     """Save; return 0, or where that fails `failed` + 1 with a warning, so that a full disk need not end a run.
 
     OSError, saying what to do, after MAX_FAILED saves in a row, or at once where it `must` be saved.
     """
     try:
-        save(folder, step, state, keep, save_at)
+        save(folder, step, state, keep, save_at, ranks)
         return 0
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
@@ -118,7 +215,8 @@ def try_save(folder, step, state, keep, save_at, failed, must):
         problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
         if must or failed + 1 == MAX_FAILED:
             raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
-        print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
+        if ranks.is_main:
+            print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
         return failed + 1
 
 
@@ -201,13 +299,48 @@ def verify(path):
         raise ValueError(f"{path} is damaged: its bytes are not those that were written")
 
 
-def load(path, mmap=False):
+def digest_in(path):
+    """The digest that a sealed file carries."""
+    with open(path, "rb") as f:
+        f.seek(-DIGEST_BYTES, os.SEEK_END)
+        return f.read().decode()
+
+
+def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
     """Verify one checkpoint and read it to the CPU; ValueError if it is missing, damaged, or holds more than data.
 
-    With `mmap` it is not verified, and its tensors stay in the file until they are used: a look at what it holds.
+    Of a model in shards each of `ranks` gets its rows of every tensor, else all get all rows. With `mmap` nothing is
+    verified, and tensors stay in the file until they are used (those of a folder of shards have shapes only): a look at
+    what it holds. Of a folder only `parts` are read, and what else there is.
     """
+    read = read_shards if Path(path).is_dir() else read_whole
+    return together(lambda: read(Path(path), mmap, ranks, parts), ranks, errors=(ValueError,))
+
+
+def read_whole(path, mmap, ranks, parts):
+    """See `load`, of a file."""
     if not mmap:
         verify(path)
+    state = read_file(path, mmap or ranks.shard_size > 1)
+    if ranks.shard_size > 1 and isinstance(state, dict):
+        state |= {part: joined([state[part]], ranks, {}) for part in IN_SHARDS if part in state}
+    return state
+
+
+def read_shards(path, mmap, ranks, parts):
+    """See `load`, of a folder of shards."""
+    if not mmap:
+        verify_shards(path, ranks)
+    state = read_file(path / MANIFEST)
+    for part in parts:
+        shards = [read_file(path / f"{part}_{i:05d}.pt", mmap=True) for i in range(state["shards"])]
+        state[part] = joined(shards, ranks, {}, shapes_only=mmap)
+    del state["shards"], state["files"]
+    return state
+
+
+def read_file(path, mmap=False):
+    """What torch.save wrote, on the CPU; ValueError if it cannot be read, or holds more than data."""
     try:
         mmap = mmap and str(path).isascii()  # torch maps no file whose name the locale cannot spell
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -220,19 +353,67 @@ def load(path, mmap=False):
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
-def load_latest(folder, warn=True):
+def verify_shards(path, ranks):
+    """Raise ValueError unless a folder holds the files that its manifest names, as they were written.
+
+    Every rank looks at the manifest, and at its share of the files.
+    """
+    verify(path / MANIFEST)
+    files = read_file(path / MANIFEST).get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{path / MANIFEST} cannot be read as a checkpoint: it names no files")
+    for name in list(files)[ranks.rank :: ranks.world_size]:
+        verify(path / name)
+        if digest_in(path / name) != files[name]:
+            raise ValueError(f"{path / name} is of another checkpoint than the manifest beside it")
+
+
+def own_rows(n_rows, shard_rank, shard_size):
+    """(start, end) of the rows in a shard: all but the last shards have the same number."""
+    size = -(-n_rows // shard_size)
+    return min(shard_rank * size, n_rows), min((shard_rank + 1) * size, n_rows)
+
+
+def joined(shards, ranks, made, shapes_only=False):
+    """The same value in all shards -> this rank's rows of it: dicts and lists of tensors, whose rows are cut.
+
+    `made`, empty at first, holds what was made: tensors that are tied in the shards still are.
+    """
+    first = shards[0]
+    if isinstance(first, dict):
+        return type(first)((k, joined([shard[k] for shard in shards], ranks, made, shapes_only)) for k in first)
+    if isinstance(first, (list, tuple)):
+        return type(first)(joined(values, ranks, made, shapes_only) for values in zip(*shards, strict=True))
+    if not isinstance(first, torch.Tensor) or first.dim() == 0:
+        return first
+    start, end = own_rows(sum(map(len, shards)), ranks.shard_rank, ranks.shard_size)
+    if shapes_only:
+        return first.new_empty((end - start, *first.shape[1:]), device="meta")
+    if first.data_ptr() not in made:
+        pieces, row = [], 0
+        for shard in shards:
+            pieces.append(shard[max(start - row, 0) : max(end - row, 0)])
+            row += len(shard)
+        made[first.data_ptr()] = torch.cat(pieces)  # a copy: the file is left alone
+    return made[first.data_ptr()]
+
+
+def load_latest(folder, warn=True, ranks=ALONE):
     """(state, path) of the newest good checkpoint in `folder`, or None if it holds no checkpoint at all.
 
-    Damaged ones are passed over, with a warning on stderr unless `warn` is off (one rank's is enough). When all are
-    damaged this is a ValueError, and never a silent start from step 0.
+    Damaged ones are passed over, by all ranks, with a warning on stderr unless `warn` is off (one rank's is enough).
+    When all are damaged this is a ValueError, and never a silent start from step 0.
     """
-    steps = list_steps(folder)
-    for step in reversed(steps):
+    seen = ranks.gather(list_steps(folder))
+    if any(steps != seen[0] for steps in seen):
+        raise ValueError(f"ranks see different checkpoints in {folder}, {seen}: do all of them see the same folder?")
+    for step in reversed(seen[0]):
+        path = path_of(folder, step)
         try:
-            return load(path_of(folder, step)), path_of(folder, step)
+            return load(path, ranks=ranks), path
         except ValueError as error:
             if warn:
                 print(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
-    if steps:
+    if seen[0]:
         raise ValueError(f"no checkpoint in {folder} is good: restore one, or choose another name for the run")
     return None

@@ -88,7 +88,7 @@ def coord_check(config, option, values, steps, seeds):
         x: with_width(config, x) if option == "n_embd" else dataclasses.replace(config, density=x) for x in values
     }
     for one in configs.values():
-        check(one, world_size=1)
+        check(one)
     device, found = choose_device(config.device), {}
     runs = [(x, dataclasses.replace(one, seed=one.seed + i)) for x, one in configs.items() for i in range(seeds)]
     for x, one in tqdm(runs, leave=False, disable=None):

@@ -268,20 +268,21 @@ class Llama(nn.Module):
         self.init_weights(seed)
 
     @torch.no_grad()
-    def init_weights(self, seed):
+    def init_weights(self, seed, put=torch.Tensor.copy_):
         """N(0, 0.02) everywhere, 0.02 / sqrt(2 n_layer) where a block adds to the residual stream, norms 1.
 
         For matrices of the blocks it is over sqrt(fan_in_ratio), too: their inputs that are not off, over the base's.
+        `put(parameter, values)` puts whole values into a parameter.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():  # the tied matrix once
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-            else:
+            values = torch.ones(parameter.shape, dtype=parameter.dtype)
+            if parameter.dim() > 1:
                 adds = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = INIT_STD / math.sqrt(2 * len(self.blocks)) if adds else INIT_STD
                 ratio = getattr(self.get_submodule(name.rpartition(".")[0]), "fan_in_ratio", 1.0)
-                parameter.normal_(0.0, std / math.sqrt(ratio), generator=generator)
+                values.normal_(0.0, std / math.sqrt(ratio), generator=generator)
+            put(parameter, values)
         for parameter, is_off in self.masks(seed):
             parameter.masked_fill_(is_off, 0.0)
 

@@ -315,6 +315,7 @@ class Recipe(NamedTuple):
     facts: tuple = ()  # of the run that they read, too: total_steps, seed
     final: Callable | None = None  # (p, state) -> what p stands for, where that is not p itself
     fan_in_power: float = 1.0  # a matrix of the blocks has lr / fan_in_ratio^this: see `param_groups`
+    whole: bool = False  # whether the rules look at a tensor as a whole, so that some rows of it would not do
 
 
 BETAS = {"beta1": 0.9, "beta2": 0.95}
@@ -323,13 +324,13 @@ OPTIMIZERS = {
     "adamw": Recipe(adam, adam, BETAS),
     "nadamw": Recipe(nadamw, nadamw, BETAS),
     "lion": Recipe(lion, lion, BETAS),
-    "cautious": Recipe(cautious, cautious, BETAS),
-    "mars": Recipe(mars, mars, BETAS | {"gamma": 0.025}),
+    "cautious": Recipe(cautious, cautious, BETAS, whole=True),
+    "mars": Recipe(mars, mars, BETAS | {"gamma": 0.025}, whole=True),
     "ademamix": Recipe(ademamix, ademamix, BETAS | {"beta3": 0.999, "alpha": 8.0}, facts=("total_steps",)),
-    "muon": Recipe(muon, adam, BETAS | MOMENTUM, fan_in_power=0.0),
-    "scion": Recipe(scion, sign, MOMENTUM, fan_in_power=0.0),
-    "soap": Recipe(soap, adam, BETAS | {"beta3": 0.95, "precondition_every": 10}),
-    "kron": Recipe(kron, adam, BETAS | MOMENTUM, facts=("seed",)),
+    "muon": Recipe(muon, adam, BETAS | MOMENTUM, fan_in_power=0.0, whole=True),
+    "scion": Recipe(scion, sign, MOMENTUM, fan_in_power=0.0, whole=True),
+    "soap": Recipe(soap, adam, BETAS | {"beta3": 0.95, "precondition_every": 10}, whole=True),
+    "kron": Recipe(kron, adam, BETAS | MOMENTUM, facts=("seed",), whole=True),
     "schedule_free": Recipe(schedule_free, schedule_free, BETAS, final=averaged),
 }
 
@@ -404,11 +405,15 @@ def options():
     return list(dict.fromkeys(option for recipe in OPTIMIZERS.values() for option in recipe.options))
 
 
-def check(name, given, averaged=False):
+def check(name, given, averaged=False, in_shards=False):
     """ValueError for an option in `given`, {option: value}, that this optimizer does not read.
 
-    `averaged` is whether windows or EMAs of its weights are kept: not of those that it averages itself.
+    `averaged` is whether windows or EMAs of its weights are kept: not of those that it averages itself. `in_shards`:
+    whether it sees some rows of the tensors only.
     """
+    if in_shards and OPTIMIZERS[name].whole:
+        able = ", ".join(other for other, recipe in OPTIMIZERS.items() if not recipe.whole)
+        raise ValueError(f"optimizer={name!r} looks at whole matrices, and shards are rows of them: choose {able}")
     if averaged and OPTIMIZERS[name].final:
         raise ValueError(
             f"window_horizon, ema_decay, ema_half_life: {name} averages its weights itself, so leave these out"

@@ -71,7 +71,7 @@ def read_study(path, flags=()):
             raise Mistake(f"{path}: name={name!r}: that folder is for shared segments; choose another")
         runs[name] = Config(**start | values | {"name": f"{study}/{name}"})
         try:
-            check(runs[name], world_size=1)
+            check(runs[name])
         except ValueError as error:
             raise Mistake(f"{path}: run {name}: {error}") from None
     return study, runs

@@ -146,15 +146,16 @@ class Start:
             print(f"log: it begins at step {self.step}, as no log beside {self.path} is known to be of its run")
 
 
-def find_start(config, run, warn=True):
+def find_start(config, run, ranks=checkpoint.ALONE):
     """Find where a run starts; what its own folder holds goes before `config.init_from`.
 
     config   options of train.py
-    warn     whether to tell on stderr of damaged checkpoints and unknown options: one rank's is enough
+    ranks    that all call this; the main one tells on stderr of damaged checkpoints and unknown options
     Mistake if it may not go on from there, as its options or its length do not allow it.
     """
+    warn = ranks.is_main
     with mistakes():
-        own = checkpoint.load_latest(run / "ckpt", warn)
+        own = checkpoint.load_latest(run / "ckpt", warn, ranks)
     if own:
         return resume(config, run, *own, warn)
     if (run / "result.json").is_file():  # its checkpoints were removed to save space
@@ -163,7 +164,7 @@ def find_start(config, run, warn=True):
     if config.init_from is None:
         check_begun(config, run, start=0)
         return Start("new", None)
-    state, path = read_checkpoint(config.init_from), Path(config.init_from)
+    state, path = read_checkpoint(config.init_from, ranks), Path(config.init_from)
     check_begun(config, run, state["progress"]["step"])
     options = from_record(type(config), state["config"], path, warn)
     kept = names(type(config), "model") + (["seed"] if config.density < 1 else [])  # of what is 0
@@ -185,10 +186,10 @@ def resume(config, run, state, path, warn):
     return Start("resumed", run / "log.jsonl", state, path, options, result)
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, ranks):
     """Read and check a checkpoint of train.py; Mistake says in one line what else a file is."""
     with mistakes():
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, ranks=ranks)
     check_state(state, path)
     return state
 

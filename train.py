@@ -32,8 +32,8 @@ import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
 from data import open_data
 from devices import autocast, check_device, computed_with, use_bf16, use_compile
-from model import Llama, Shape
-from parallel import Gradients, Ranks, check_batch, chunk_losses
+from model import Shape
+from parallel import Gradients, Ranks, build, check_batch, chunk_losses
 from start import FORMAT, Progress, check_result, find_start
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
 
@@ -127,6 +127,7 @@ class Config:
     dtype: str = option("auto", "result", choices=("auto", "float32", "bfloat16"))  # auto: bf16 where native
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
     checkpoint_activations: bool = option(False, "free")  # compute blocks twice, for less memory
+    parallel: str = option("replicate", "free")  # shard: FSDP; shard:8: shards within groups of 8 ranks
     exact_sums: bool = option(True, "result")  # 4, 8, ... ranks add as one does; False: faster, in another order
     loss_rows: int | None = option(None, "result", least=0)  # of logits at a time; 0: all; none: 512 if compiled on cpu
 
@@ -151,13 +152,13 @@ def make_optimizer(config, model):
     return optim.build(config.optimizer, model, **settings)
 
 
-def check(config, world_size):
+def check(config, ranks=checkpoint.ALONE):
     """Raise Mistake for what the bounds of single options cannot say, before anything is read, built or written."""
     check_values(config)
     late = [step for step in (*config.save_at, config.stop_at) if step is not None and step > config.total_steps]
     if late:
         raise Mistake(f"save_at or stop_at={late[0]}: expected steps up to total_steps={config.total_steps}")
-    check_batch(config.global_batch_size, config.micro_batch_size, world_size)
+    check_batch(config.global_batch_size, config.micro_batch_size, ranks.world_size)
     check_folder(config.out_dir, config.name)
     check_device(config.device)
     with mistakes():  # these are built for their checks; files that others copy raise ValueError
@@ -166,7 +167,9 @@ def check(config, world_size):
         Shape.of(config, vocab_size=1)
         options = [name for name in optim.options() if hasattr(config, name)]
         given = {name: getattr(config, name) for name in options if getattr(config, name) != getattr(Config, name)}
-        optim.check(config.optimizer, given, averaged=bool(averages))
+        optim.check(config.optimizer, given, averaged=bool(averages), in_shards=ranks.shard_size > 1)
+    if ranks.shard_size > 1 and config.density < 1:
+        raise Mistake(f"density={config.density}: sparse models are not made in shards; use --parallel=replicate")
 
 
 def every(interval, step):
@@ -180,8 +183,8 @@ def train(config):
     Mistake for a user's mistake, before anything is written; FloatingPointError where training diverged; SystemExit
     143 after SIGTERM and 130 after Ctrl-C, with a checkpoint.
     """
-    ranks = Ranks(config.device, config.exact_sums)
-    check(config, ranks.world_size)
+    ranks = Ranks(config.device, config.exact_sums, config.parallel)
+    check(config, ranks)
     with ranks.connected():
         return train_on(ranks, config)
 
@@ -192,7 +195,7 @@ def train_on(ranks, config):
 
     # start: new weights, a checkpoint of this run, or one to branch from
     run = Path(config.out_dir) / config.name
-    start = find_start(config, run, warn=ranks.is_main)
+    start = find_start(config, run, ranks)
     if len(starts := set(ranks.gather(start.step))) > 1:
         raise Mistake(f"ranks would start at different steps, {starts}: do all of them see the same {run}?")
     if start.how == "resumed":  # what was to be kept for ever still is
@@ -211,12 +214,11 @@ def train_on(ranks, config):
         at.lr_changed_at = at.step
     stream, val = open_data(config, start)
     shape = Shape.of(config, stream.vocab_size)
-    model = Llama(shape, config.seed).to(device)
-    parameters = list(model.parameters())
-    optimizer = make_optimizer(config, model)
-    averages = make_averages(config, model)
-    begun = start.restore(model, optimizer, averages)
-    masks = model.masks(config.seed)
+    model, weights = build(ranks, shape, config.seed)  # weights: those of the model that are kept here
+    optimizer = make_optimizer(config, weights)
+    averages = make_averages(config, weights)
+    begun = start.restore(weights, optimizer, averages)
+    masks = weights.masks(config.seed)
     compiled = use_compile(config.compile, device)
     model.set_up(compiled, config.loss_rows, config.checkpoint_activations)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
@@ -226,31 +228,31 @@ def train_on(ranks, config):
     # sizes
     rank_batch = config.global_batch_size // ranks.world_size  # sequences per update, of this rank
     accum_steps = rank_batch // config.micro_batch_size
-    gradients = Gradients(ranks, model, accum_steps)
+    gradients = Gradients(ranks, model, weights, accum_steps)
     left = config.total_steps - at.step  # updates
     tokens_per_step = config.global_batch_size * config.seq_len
     flops_per_sequence = scaling.train_flops(shape)  # as the paper counts them
-    n_params = sum(p.numel() for p in parameters)
+    n_params = scaling.num_params(shape)
     peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
 
     def validation_loss():
         """Mean over the validation set, of the model as it is; None if a signal came meanwhile, to any rank."""
         with autocast(device, bf16):
-            losses = chunk_losses(model, val, device, ranks.rank, ranks.world_size, stop=lambda: bool(received))
+            losses = chunk_losses(model, val, device, ranks, stop=lambda: ranks.told(received))
         *losses, signals = ranks.sum(losses, len(received))
         return None if signals else math.fsum(losses) / val.n_targets
 
     def evaluate():
         """Validation losses of the weights and of their averages, by name; None if a signal came meanwhile."""
-        trained = model.state_dict()
+        trained = weights.state_dict()
         final = optim.final_weights(config.optimizer, trained, optimizer.state_dict())
-        with contextlib.nullcontext() if final is trained else averaging.swapped(model, final):
+        with contextlib.nullcontext() if final is trained else averaging.swapped(weights, final):
             losses = {"val_loss": validation_loss()}
         for name, average in averages.items():
             if None in losses.values():
                 return None
             if span := average.span():  # None before its first sample
-                with averaging.swapped(model, average.average()):
+                with averaging.swapped(weights, average.average()):
                     losses[f"val_loss_{name}"] = validation_loss()
                 if name == "window":
                     losses["window_steps"] = span.steps  # that the mean is over: the window may be filling
@@ -263,7 +265,7 @@ def train_on(ranks, config):
     def state_of_the_run():
         return {
             "format": FORMAT,
-            "model": model.state_dict(),
+            "model": weights.state_dict(),
             "shape": shape.to_record(),
             "optimizer": optimizer.state_dict(),
             "averages": {name: average.state_dict() for name, average in averages.items()},
@@ -314,10 +316,10 @@ def train_on(ranks, config):
             # save
             ending = last or stop or step == config.stop_at
             due = ending or step in config.save_at or every(config.save_every, step)
-            if folder and due and step > start.step:  # the checkpoint of the first step is there
+            if (folder or ranks.shard_size > 1) and due and step > start.step:  # that of the first step is there
                 state = state_of_the_run()
                 failed_saves = checkpoint.try_save(
-                    run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending
+                    run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending, ranks
                 )
             if ending:
                 break
@@ -326,16 +328,15 @@ def train_on(ranks, config):
             began = time.perf_counter()
             optim.set_lr(optimizer, schedule(step))
             sums = torch.zeros(1 + len(z_loss), dtype=ranks.sum_dtype, device=device)
-            for _ in range(accum_steps):
+            for _ in gradients.micro_steps():  # summed at the end, over ranks, too: 2, 4, 8 add as one does
                 with autocast(device, bf16):
                     loss = model(tokens[:, :-1], tokens[:, 1:], **z_loss)  # a sum over tokens, with z-loss two
                 (loss.sum() / tokens_per_step).backward()
                 tokens = next(batches, None)  # read while a GPU is at work
                 sums += loss.detach()
-            gradients.finish()  # over micro-steps and ranks, by halves: 2, 4, 8 ranks add as one does
             for p, is_off in masks:
                 p.grad.masked_fill_(is_off, 0.0)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip or math.inf)
+            norm = gradients.clip(config.grad_clip or math.inf)
             loss_sum, *z_loss_sum, signals = ranks.sum(sums, len(received))  # here a GPU is waited for
             stop = signals > 0
 

@@ -158,7 +158,7 @@ class Task:
     def refusal(self, point):
         """Why train.py would refuse the options of a point; None if it would not."""
         try:
-            check(self.run(point, self.seeds[0]), world_size=1)
+            check(self.run(point, self.seeds[0]))
         except ValueError as error:
             return str(error)
 

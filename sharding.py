@@ -1,0 +1,95 @@
+"""A model in shards: every rank keeps some rows of each parameter, and has all rows of a block while it computes it.
+
+    model, weights = shard(shape, seed, ranks)       # `ranks` are connected, and ranks.shard_size is above 1
+    optimizer = ...(weights)                         # elementwise rules, on this rank's rows
+    model(tokens, targets).backward()                # leaves in the gradients this rank's rows of the sum over shards
+
+`model` computes; it is torch's FSDP2 (`fully_shard`), a block at a time, with embedding, norm and head as one more.
+`weights` has the same names, and as parameters the rows that are here, plain tensors in the memory of the shards: it is
+what optimizer, averages and checkpoints work on, as if it were a smaller model. Weights are gathered in fp32, gradients
+summed in fp32, by halves over ranks, so all numbers are those of a model that is not in shards, to the bit.
+"""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from checkpoint import own_rows
+from model import Llama, rope_table
+
+# FSDP2 says so of the loss, which is a part of two losses; nothing is done to it in place
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
+
+@torch.no_grad()
+def shard(shape, seed, ranks):
+    """(model, weights) of this shape, with the initial weights of `seed`; never more than one tensor is there whole."""
+    with torch.device("meta"):
+        model, weights = Llama(shape), Llama(shape)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=ranks.shard_mesh)
+        module.set_gradient_divide_factor(1.0)  # sums, not means
+        module.set_force_sum_reduction_for_comms(True)
+        if len(ranks.in_shard) > 1:
+            module.set_custom_reduce_scatter(SumByHalves(ranks.in_shard))
+    model.to_empty(device=ranks.device)
+    for buffer, values in zip((model.cos, model.sin), rope_table(shape.seq_len, shape.head_size), strict=True):
+        buffer.copy_(values)
+    model(torch.zeros(1, 1, dtype=torch.int64, device=ranks.device))  # the first pass settles where the shards lie
+    model.reshard()
+
+    def put(parameter, values):
+        start, end = own_rows(len(values), ranks.shard_rank, ranks.shard_size)
+        parameter.to_local().copy_(values[start:end])
+
+    model.init_weights(seed, put)
+    own = {}  # by identity: tied matrices are one
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        own.setdefault(id(parameter), torch.nn.Parameter(parameter.to_local()))
+        place, _, last = name.rpartition(".")
+        setattr(weights.get_submodule(place), last, own[id(parameter)])
+    weights.cos, weights.sin = model.cos, model.sin
+    return model, weights
+
+
+class SumByHalves:
+    """The sum over shards of which each rank keeps its part: of pairs of neighbours, then of pairs of pairs, and so on.
+
+    As of torch's interface ReduceScatter. In the input, part after part, is what goes to the rank of that number.
+    """
+
+    def __init__(self, groups):
+        self.groups = groups  # of two ranks each, neighbours first
+
+    def allocate(self, size, *, dtype, device):
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor, input_tensor, group, op, async_op=False):
+        parts = input_tensor.view(2 ** len(self.groups), -1)  # (ranks, numbers)
+        for pair in self.groups:
+            pairs = torch.cat((parts[0::2], parts[1::2]))  # for the even rank of the pair, for the odd one
+            parts = torch.empty_like(parts[0::2])
+            dist.reduce_scatter_tensor(parts, pairs, group=pair)
+        output_tensor.copy_(parts[0])
+
+
+def whole_norms(gradients, lengths, ranks):
+    """Norms of whole tensors, (n,) fp32, from the rows of them that are here; `lengths` are their numbers of rows.
+
+    Each is computed by one rank, which gathers its rows: so it is the norm of a tensor that is not in shards, to the
+    bit, and every rank sends its rows once.
+    """
+    norms = torch.zeros(len(gradients), device=ranks.device)
+    group = ranks.shard_mesh.get_group()
+    for i, (rows, length) in enumerate(zip(gradients, lengths, strict=True)):
+        owner = i % ranks.shard_size
+        own = rows.new_zeros(-(-length // ranks.shard_size), *rows.shape[1:])  # later ranks may have fewer
+        own[: len(rows)] = rows
+        parts = [torch.empty_like(own) for _ in range(ranks.shard_size)] if owner == ranks.shard_rank else None
+        dist.gather(own, parts, group=group, group_dst=owner)
+        if parts:
+            norms[i] = torch._foreach_norm([torch.cat(parts)[:length]])[0]
+    dist.all_reduce(norms, group=group)  # of numbers of which all but one are 0
+    return norms
