@@ -7,7 +7,8 @@
 `model` computes; it is torch's FSDP2 (`fully_shard`), a block at a time, with embedding, norm and head as one more.
 `weights` has the same names, and as parameters the rows that are here, plain tensors in the memory of the shards: it is
 what optimizer, averages and checkpoints work on, as if it were a smaller model. Weights are gathered in fp32, gradients
-summed in fp32, by halves over ranks, so all numbers are those of a model that is not in shards, to the bit.
+summed in fp32, by halves over ranks, so all numbers are those of a model that is not in shards, to the bit. (On a CPU
+only if what a rank keeps of a tensor is a multiple of 16 numbers: torch's AdamW rounds what is left over another way.)
 """
 
 import warnings
@@ -18,6 +19,8 @@ from torch.distributed.fsdp import fully_shard
 
 from checkpoint import own_rows
 from model import Llama, rope_table
+
+VECTOR = 16  # numbers that a CPU computes at once, at most
 
 # FSDP2 says so of the loss, which is a part of two losses; nothing is done to it in place
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -51,6 +54,9 @@ def shard(shape, seed, ranks):
         place, _, last = name.rpartition(".")
         setattr(weights.get_submodule(place), last, own[id(parameter)])
     weights.cos, weights.sin = model.cos, model.sin
+    odd = [f"{name} {tuple(p.shape)}" for name, p in weights.named_parameters() if p.numel() % VECTOR]
+    if odd and ranks.is_main and ranks.device.type == "cpu":
+        print(f"shards: {odd[0]} is no multiple of {VECTOR} numbers, so on a CPU bits are not those of one rank")
     return model, weights
 
 

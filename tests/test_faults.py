@@ -8,6 +8,7 @@ by one that kills it, fills its disk or spoils its numbers. Every proof has a co
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import itertools
@@ -30,11 +31,12 @@ import pytest
 import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
 import torch.nn.functional as F
-from conftest import BASE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
 
 import bins
 import checkpoint
 import data
+import evaluate
 import prepare_data
 import text_sources
 from config import main
@@ -165,7 +167,7 @@ def assert_whole(lab, name, whole):
     assert lines(lab.path, name) == lines(whole.path, "run")
     results = [json.loads((run / "result.json").read_text()) | {"name": "", "train_s": 0} for run in (a, b)]
     assert results[0] == results[1]
-    files = [{p.relative_to(run) for p in run.rglob("*") if p.parent.name != "ckpt"} for run in (a, b)]
+    files = [{p.relative_to(run) for p in run.rglob("*") if "ckpt" not in p.parent.parts} for run in (a, b)]
     saved = [p.name for p in (a / "ckpt").iterdir()]
     assert files[0] == files[1] and len(saved) <= 2 and all(map(checkpoint.NAME.fullmatch, saved)), saved
 
@@ -958,6 +960,220 @@ def test_order_consumed_over_kills_and_ranks(lab, whole, data_dir):
     path = lab.path / "control"
     lab.run("control", functools.partial(tell, path), skip_one)
     assert consumed([(path, 0)]) != expected
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models in shards: each rank keeps some rows of the weights, of the optimizer's state and of the averages
+
+four_ranks = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 4, reason="four ranks need four GPUs")
+
+
+WIDE = dict(n_embd=64, micro_batch_size=1)  # four ranks have 16 numbers of a norm
+
+
+def shards(lab, name, ranks, *faults, parallel="shard", **options):
+    """Run on ranks that share a model, and require that all end well."""
+    codes = lab.run(name, *faults, ranks=ranks, parallel=parallel, **options)
+    assert codes == [0] * ranks, "".join(lab.said(name, rank) for rank in range(ranks))
+
+
+@four_ranks
+@pytest.mark.parametrize(
+    "options",
+    [
+        WIDE,
+        WIDE | dict(global_batch_size=12),  # three passes per rank, or six: their gradients go as one
+        WIDE | dict(dtype="bfloat16", checkpoint_activations=True, tied=False, loss_rows=40),
+        pytest.param(WIDE | dict(compile=True), marks=long),
+    ],
+)
+def test_shards_have_the_bits_of_one_rank(lab, options):
+    lab.run("one", **options)
+    for name, ranks, parallel in (("two", 2, "shard"), ("four", 4, "shard"), ("pairs", 4, "shard:2")):
+        shards(lab, name, ranks, parallel=parallel, **options)
+        assert same(newest(lab.path, name), newest(lab.path, "one")), name
+        assert lines(lab.path, name) == lines(lab.path, "one"), name
+    shards(lab, "other sums", 4, exact_sums=False, **options)  # the control
+    assert not same(newest(lab.path, "other sums"), newest(lab.path, "one"))
+
+
+@two_ranks
+def test_uneven_shards(lab):
+    """Three ranks have 6, 6 and 4 of 16 rows: the weights are those of one rank until the first sum."""
+    options = dict(global_batch_size=6, micro_batch_size=1)
+    shards(lab, "three", 3, **options, save_at=(1,))
+    lab.run("copies", ranks=3, **options)
+    lab.run("one", **options)
+    begin = [
+        next(x["val_loss"] for x in lines(lab.path, name) if x["step"] == 0) for name in ("three", "copies", "one")
+    ]
+    assert begin == [begin[0]] * 3
+    ends = [newest(lab.path, name)["progress"]["losses"]["val_loss"] for name in ("three", "copies", "one")]
+    assert ends == pytest.approx([ends[0]] * 3, rel=1e-5)
+
+
+@four_ranks
+def test_shards_are_resumed_by_any_number_of_ranks(lab):
+    """1, 4 with shards, 2 without, 2 with, 4 in pairs, 1; and branches off a folder of shards, and into one."""
+    lab.run("run", **WIDE)
+    lab.run("moved", **WIDE, stop_at=2)
+    shards(lab, "moved", 4, **WIDE, stop_at=4)
+    assert checkpoint.path_of(lab.path / "runs/moved/ckpt", 4).is_dir()
+    assert lab.run("moved", ranks=2, **WIDE, stop_at=6) == [0, 0]
+    shards(lab, "moved", 2, **WIDE, stop_at=8)
+    shards(lab, "moved", 4, parallel="shard:2", **WIDE, stop_at=10, save_at=(10,))
+    assert lab.run("moved", **WIDE) == 0
+    assert same(newest(lab.path, "moved"), newest(lab.path, "run"))
+    assert lines(lab.path, "moved") == lines(lab.path, "run")
+
+    source = str(lab.path / "runs/moved/ckpt/step_00000010")
+    assert lab.run("branch", **WIDE, init_from=source, total_steps=16) == 0
+    shards(lab, "in shards", 4, **WIDE, init_from=source, total_steps=16)
+    assert same(newest(lab.path, "in shards"), newest(lab.path, "branch"))
+    lab.run("direct", **WIDE, total_steps=16, cooldown_steps=6)
+    assert not same(newest(lab.path, "direct"), newest(lab.path, "branch"))  # its cooldown began before step 10
+
+
+@two_ranks
+def test_mistakes_about_shards_are_told(lab):
+    said = {
+        "parts": (dict(parallel="parts"), "parallel='parts': expected replicate, shard, or shard:8"),
+        "three": (dict(parallel="shard:3"), "parallel='shard:3': groups of 3 ranks cannot be made of 2"),
+        "whole": (dict(parallel="shard", optimizer="muon"), "optimizer='muon' looks at whole matrices"),
+        "sparse": (dict(parallel="shard", density=0.5), "density=0.5: sparse models are not made in shards"),
+    }
+    for name, (options, message) in said.items():
+        assert lab.run(name, ranks=2, **options) == [1, 1]
+        assert message in lab.said(name).splitlines()[-1] and "Traceback" not in lab.said(name)
+
+
+# What a save of shards is made of, in order: the rank where it is killed, the function, before or after its nth call
+SHARD_POINTS = [
+    (0, "checkpoint.make_room", 1, die, None),
+    (0, "checkpoint.make_room", 1, None, die),
+    (1, "torch.save", 1, half_written, None),
+    (0, "torch.save", 2, half_written, None),
+    (1, "os.fsync", 2, die, None),
+    (1, "checkpoint.write", 3, None, die),
+    (0, "torch.save", 4, half_written, None),  # the manifest
+    (0, "checkpoint.write", 4, None, die),
+    (0, "checkpoint.sync_folder", 5, die, None),  # renamed from here on
+    (0, "checkpoint.prune", 1, die, None),
+    (1, "checkpoint.save", 1, None, die),
+]
+
+
+def crash_in_shards(rank, target, nth, before, after):
+    """Kill a rank at its second save."""
+    fault = at("checkpoint.save", 2, None, die) if target == "checkpoint.save" else None
+    fault = fault or at("checkpoint.save", 2, lambda *args: wrap(target, nth, before, after))
+    on_rank(rank, fault)
+
+
+@two_ranks
+def test_ranks_killed_at_every_point_of_a_save_of_shards(lab, whole):
+    for i, point in enumerate(SHARD_POINTS):
+        codes = lab.run(f"{i}", functools.partial(crash_in_shards, *point), ranks=2, parallel="shard")
+        assert codes[point[0]] == -signal.SIGKILL and codes[1 - point[0]] in (1, -signal.SIGABRT), (point, codes)
+        assert lab.step(f"{i}") == (4 if i >= 8 else 2), point
+        shards(lab, f"{i}", 2)
+        assert_whole(lab, f"{i}", whole)
+
+
+@two_ranks
+def test_a_full_disk_of_one_rank_ends_no_run(lab, whole):
+    full = functools.partial(on_rank, 1, at("torch.save", 2 * 3 + 2, no_room))  # in its third save
+    shards(lab, "once", 2, full)
+    assert "could not save the checkpoint of step 6" in lab.said("once") and "rank 1: " in lab.said("once")
+    assert_whole(lab, "once", whole)
+    full = functools.partial(on_rank, 1, at("torch.save", 0, no_room))
+    assert lab.run("ever", full, ranks=2, parallel="shard") == [1, 1]
+    assert "make room, and run again" in lab.said("ever").splitlines()[-1]
+    assert list((lab.path / "runs/ever/ckpt").iterdir()) == []
+    shards(lab, "ever", 2)
+    assert_whole(lab, "ever", whole)
+
+
+def no_room(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@two_ranks
+def test_damaged_shards_are_passed_over_by_all_ranks(lab, whole):
+    """Wherever a bit flips, or if a file is missing, or of another save: the ranks go on from the step before."""
+    shards(lab, "run", 2, stop_at=8)
+    folder, rng = lab.path / "runs/run/ckpt/step_00000008", random.Random(0)
+    good = {path: path.read_bytes() for path in folder.iterdir()}
+    assert {path.name for path in good} == {
+        "manifest.pt", *(f"{part}_0000{i}.pt" for part in ("model", "optimizer", "averages") for i in (0, 1))
+    }  # fmt: skip
+    for i in range(100):
+        path = sorted(good)[i % len(good)]
+        flipped = bytearray(good[path])
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError):
+            checkpoint.load(folder)
+        path.write_bytes(good[path])
+    assert checkpoint.load(folder)["progress"]["step"] == 8
+    other, older = folder / "model_00001.pt", folder.with_name("step_00000006") / "model_00001.pt"
+    for replace in (other.unlink, lambda: shutil.copy(older, other)):
+        replace()
+        with pytest.raises(ValueError, match="model_00001.pt"):
+            checkpoint.load(folder)
+    shards(lab, "run", 2)
+    assert "warning: " in lab.said("run") and "from: step 6 of" in lab.said("run")
+    assert_whole(lab, "run", whole)
+
+
+@two_ranks
+def test_ranks_that_see_different_folders_do_not_start(lab):
+    shards(lab, "run", 2, stop_at=4)
+    elsewhere = functools.partial(on_rank, 1, functools.partial(os.chdir, lab.path))
+    relative = os.path.relpath(lab.path / "runs")
+    codes = lab.run("run", elsewhere, ranks=2, parallel="shard", out_dir=relative)
+    assert codes == [1, 1] and "do all of them see the same folder?" in lab.said("run")
+
+
+@two_ranks
+def test_a_signal_or_a_bad_gradient_on_one_rank_of_a_shard(lab, whole):
+    """While they evaluate, too, where ranks compute together: they stop at the same step, and go on from there."""
+    for name, target, nth in (("in a step", "optim.set_lr", 3), ("evaluating", "parallel.chunk_losses", 2)):
+        fault = functools.partial(on_rank, 1, at(target.replace("parallel", "train"), nth, signal_itself))
+        codes = lab.run(name, fault, small_chunks, ranks=2, parallel="shard")
+        assert codes == [143, 143], lab.said(name)
+        shards(lab, name, 2)
+        assert same(newest(lab.path, name), newest(whole.path, "run"))
+    bad = functools.partial(spoil, math.nan)
+    fault = functools.partial(on_rank, 1, at("parallel.add_by_halves", 4 * 2 + 1, bad))
+    shards(lab, "bad", 2, fault)
+    end = newest(lab.path, "bad")
+    assert end["progress"]["skipped"] == 1 and all(torch.isfinite(t).all() for t in tensors(end).values())
+
+
+def signal_itself(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@two_ranks
+def test_who_reads_shards_gets_the_model(lab, capsys):
+    """evaluate.py of one process: raw weights, averages, merges; and sample.py."""
+    shards(lab, "run", 2, save_at=(6,))
+    lab.run("one", save_at=(6,))
+    folder, file = (checkpoint.path_of(lab.path / f"runs/{name}/ckpt", 12) for name in ("run", "one"))
+    assert folder.is_dir() and file.is_file()
+    for args in ([], ["--average=window"], ["--average=ema"]):
+        shown = []
+        for path in (folder, file):
+            evaluate.run([str(path), *args, "--json"])
+            rows = json.loads(capsys.readouterr().out)["rows"]
+            shown.append([row | {"checkpoint": ""} for row in rows])
+        assert shown[0] == shown[1]
+    merged = []
+    for path in (folder, file):
+        evaluate.run(["--merge", str(checkpoint.path_of(path.parent, 6)), str(path), "--json"])
+        merged.append(json.loads(capsys.readouterr().out)["rows"])
+    assert merged[0] == merged[1]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
