@@ -106,18 +106,12 @@ def row_of(recipe, D, n_params, losses, settings=None):
 
 
 def limit_row(recipe, D, n_params, fit):
-    """A row for the limit of a law."""
+    """A row for the limit of a law; its loss is nan where the points do not tell it."""
+    row = {"recipe": recipe, "D": D, "n_params": n_params}
+    if "C" in fit.unidentified:
+        return row | {"loss": math.nan, "note": "not identified"}
     low, high = fit.intervals["C"]
-    note = "not identified" if "C" in fit.unidentified else ""
-    return {
-        "recipe": recipe,
-        "D": D,
-        "n_params": n_params,
-        "loss": fit.params["C"],
-        "low": low,
-        "high": high,
-        "note": note,
-    }
+    return row | {"loss": fit.params["C"], "low": low, "high": high}
 
 
 def trained_rows(runs):
@@ -174,7 +168,7 @@ def add_efficiency(rows):
     if len(base) < 4:
         print(f"no data efficiency: the law needs the standard recipe at four sizes of data, and there are {len(base)}")
         return None
-    others = [row for row in rows if not any(row is b for b in base)]
+    others = [row for row in rows if not any(row is b for b in base) and math.isfinite(row["loss"])]
     D, losses = ([row[name] for row in base + others] for name in ("D", "loss"))
     by = ["standard"] * len(base) + [str(i) for i in range(len(others))]
     fit, found = laws.speedup(D, losses, by, "standard")
@@ -192,7 +186,7 @@ def show(rows, fit):
             cells["N"] = "" if math.isinf(row["n_params"]) else f"{row['n_params']:,.0f}"
             cells |= {name: f"{row[name]:g}" for name in ("epochs", "lr", "weight_decay") if name in row}
             error = "" if math.isnan(row.get("std", math.nan)) else f" ± {row['std']:.4f}"
-            cells["loss"] = f"{row['loss']:.4f}{error}"
+            cells["loss"] = row["note"] if row.get("note") else f"{row['loss']:.4f}{error}"
             if "low" in row:
                 cells["loss"] += f" [{row['low']:.3f}, {row['high']:.3f}]"
             if "minus_standard" in row:
@@ -200,7 +194,7 @@ def show(rows, fit):
             if "efficiency" in row:
                 span = f"[{row['efficiency_low']:.2f}, {row['efficiency_high']:.2f}]"
                 cells["D'/D"] = f"{row['efficiency']:.2f} {span}"
-            table.append(cells | {"": row.get("note", "")})
+            table.append(cells)
         print_table(table)
         print()
     if fit:
@@ -286,7 +280,8 @@ def plot_ensembles(ensembles):
 def plot_recipes(rows):
     """Bars of every recipe's loss, a panel for each D, at the largest model; limits are hatched."""
     n = max(row["n_params"] for row in rows if row["recipe"] == "regularized")
-    cells = grouped([row for row in rows if row["n_params"] in (n, math.inf)], ["D"])
+    rows = [row for row in rows if row["n_params"] in (n, math.inf) and math.isfinite(row["loss"])]
+    cells = grouped(rows, ["D"])
     cells = sorted((D, here) for D, here in cells.items() if len(here) > 1)
     figure, panels = panels_of(cells, across=len(cells), width=4.6)
     for axes, ((D,), here) in zip(panels, cells, strict=True):

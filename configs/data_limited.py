@@ -14,7 +14,7 @@ cooldown_shape = "linear"
 warmup_steps = 20
 eval_every = 0  # at the end only
 _heads = {16: 1, 32: 1, 64: 2}
-_peaks = {16: [8e-3, 1.6e-2, 3.2e-2], 32: [4e-3, 8e-3, 1.6e-2], 64: [4e-3, 8e-3]}
+_peaks = {16: [8e-3, 1.6e-2, 3.2e-2, 6.4e-2], 32: [2e-3, 4e-3, 8e-3, 1.6e-2], 64: [2e-3, 4e-3, 8e-3, 1.6e-2]}
 _certificates = {  # (bytes, channels): (lr, weight decay, epochs)
     (32_768, 16): (1.6e-2, 0.8, 32),
     (32_768, 32): (1.6e-2, 0.8, 16),
@@ -39,7 +39,7 @@ for _D in (32_768, 65_536):
                 _runs(_D, _n, _seed, (32,), weight_decay=0.1, lr=8e-3),
             ]
 for _D, _epochs in ((16_384, (4, 8, 16)), (131_072, (4, 8)), (262_144, (4, 8))):
-    grids += [_runs(_D, 64, _seed, _epochs, weight_decay=0.1, lr=[4e-3, 8e-3]) for _seed in (0, 1, 2)]
+    grids += [_runs(_D, 64, _seed, _epochs, weight_decay=0.1, lr=_peaks[64]) for _seed in (0, 1, 2)]
 for (_D, _n), (_lr, _decay, _best) in _certificates.items():
     _around = [_best // 4, _best // 2, _best, 2 * _best]
     for _seed in range(5):

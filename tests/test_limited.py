@@ -84,7 +84,7 @@ def test_recipes_and_limits(study, capsys):
             )
             assert best["std"] == pytest.approx(0.1) and base["n"] == 3
         limit = found["regularized, N to infinity", D, math.inf]
-        assert limit["loss"] == pytest.approx(1 + 20 / D**0.5 - 0.1, abs=0.02) and limit["note"] == "not identified"
+        assert limit["note"] == "not identified" and math.isnan(limit["loss"])  # of three sizes, by three numbers
     assert found["student of samples-five", 2048, SIZES[1]]["loss"] == pytest.approx(1.3)
     for n in SIZES:
         assert found["ensemble of 5", 2048, n]["loss"] == pytest.approx(1.06 + 500 / n)
@@ -115,7 +115,7 @@ def test_figures(study, monkeypatch):
     for figure in by_name.values():
         figure.draw_without_rendering()
     bars = {axes.get_title(): len(axes.patches) for axes in by_name["recipes.png"].axes}
-    assert bars["2,048 tokens"] == 6 and bars["1,024 tokens"] == 3
+    assert bars["2,048 tokens"] == 5 and bars["1,024 tokens"] == 2
 
 
 def test_with_few_sizes_of_data_there_is_no_efficiency(study, capsys):
