@@ -34,17 +34,18 @@ def use_compile(compile, device):
     return compiled
 
 
-def choose_device(name, index=0):
+def choose_device(name, index=0, in_shards=False):
     """The device for "auto", "cpu", "cuda" or "mps", made ready.
 
-    CUDA, the GPU of `index`, is set up to repeat itself to the bit; with the CPU, this process keeps freed memory.
+    CUDA, the GPU of `index`, is set up to repeat itself to the bit; with the CPU, this process keeps freed memory, but
+    for a model `in_shards` gives it back.
     Mistake if there are not that many GPUs. Apple's "mps" has not been tested.
     """
     check_device(name)
     if name == "mps":
         return torch.device("mps")
     if name == "cpu" or not torch.cuda.is_available():
-        keep_freed_memory()
+        set_up_malloc(keep=not in_shards)
         return torch.device("cpu")
     if index >= (gpus := torch.cuda.device_count()):
         raise Mistake(f"rank {index} of this machine finds {gpus} GPU(s): --nproc_per_node={gpus}, or --device=cpu")
@@ -56,15 +57,18 @@ def choose_device(name, index=0):
     return torch.device("cuda", index)
 
 
-def keep_freed_memory():
-    """Keep the memory of freed tensors for the next ones, where the C library is glibc.
+def set_up_malloc(keep):
+    """Keep the memory of freed tensors for the next ones, or give all of it back; where the C library is glibc.
 
-    It would go back to the kernel, which hands it out again page by page: half of the time of an evaluation.
+    Given back, it goes to the kernel, which hands it out again page by page: half of the time of an evaluation. Kept,
+    it is of many sizes where tensors of a model in shards come and go, and three times as much as is in use.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
+    if mallopt and keep:
         mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap, too
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: and the heap does not shrink
+    elif mallopt:
+        mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: tensors do not come from the heap, and go when they are freed
 
 
 def use_bf16(dtype, device):

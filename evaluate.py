@@ -33,7 +33,8 @@ from start import PARTS, check_state
 from tables import print_table, refuse_twice
 from train import Config
 
-NEEDED = tuple(part for part in PARTS if part != "optimizer")  # of a checkpoint, to evaluate it
+NEEDED = tuple(part for part in PARTS if part not in ("optimizer", "averages"))  # of a checkpoint, to evaluate it
+AVERAGED = (*NEEDED, "averages")
 EVEN = ("uniform", "linear")  # --weights that do not depend on the order
 ENSEMBLE_ROWS = 128  # of every model's logits at a time
 TOLD = ("dataset", "lr", "weight_decay", "total_steps")  # of an ensemble, where all its models have it in common
@@ -42,16 +43,19 @@ TOLD = ("dataset", "lr", "weight_decay", "total_steps")  # of an ensemble, where
 def read(path, parts=NEEDED, mmap=False):
     """A checkpoint, with all of today's options in its "config", and as its "model" the weights that it stands for.
 
-    Mistake if it is none. For `mmap` see `load`: it is for a look at all but the weights, which are those as saved.
+    `parts` have to be in it; of a folder of shards the others are not read, and need no memory. Mistake if it is none.
+    For `mmap` see `load`: it is for a look at all but the weights, which are those as saved.
     """
     with mistakes():
-        state = checkpoint.load(path, mmap)
+        state = checkpoint.load(path, mmap, parts=[part for part in checkpoint.IN_SHARDS if part in parts])
     check_state(state, path, parts)
     state |= {"config": from_record(Config, state["config"], path, warn=mmap)}
     if not mmap:
         with mistakes(path):
-            name, optimizer = state["config"]["optimizer"], state.get("optimizer")
-            state["model"] = optim.final_weights(name, state["model"], optimizer)
+            name = state["config"]["optimizer"]
+            if "optimizer" not in state and optim.has_final(name):
+                state["optimizer"] = checkpoint.load(path, parts=["optimizer"])["optimizer"]
+            state["model"] = optim.final_weights(name, state["model"], state.get("optimizer"))
     return state
 
 
@@ -151,7 +155,7 @@ def evaluate_each(args, task, paths):
 def evaluate_average(args, task, paths):
     """The averages in a checkpoint, windows over each horizon that it holds or EMAs, beside its raw weights."""
     (path,) = paths
-    state = read(path)
+    state = read(path, AVERAGED)
     names = averages_of(state, path, args.average)
     model = build_model(state, path, task.device)
     task.add(model, average="raw weights", steps=1)
@@ -227,7 +231,8 @@ def evaluate_ensemble(args, task, paths):
     For K of the n models stand K neighbours in a circle, from each model on in turn: n ensembles, in which all models
     come equally often, and losses are means over these. All n models are held at once, but few of their logits.
     """
-    models = [build_model(read(path), path, task.device, args.average) for path in paths]
+    parts = AVERAGED if args.average else NEEDED
+    models = [build_model(read(path, parts), path, task.device, args.average) for path in paths]
     n = len(models)
 
     def losses(x, y):

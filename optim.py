@@ -473,6 +473,11 @@ def load_state(optimizer, state):
 
 
 @torch.no_grad()
+def has_final(name):
+    """Whether the weights that count are made from the optimizer's state."""
+    return name in OPTIMIZERS and OPTIMIZERS[name].final is not None
+
+
 def final_weights(name, weights, state):
     """The weights to evaluate, merge or export: `weights` themselves, or what this optimizer makes of them on a copy.
 

@@ -110,7 +110,7 @@ class Ranks:
         self.replica, self.shard_rank = divmod(self.rank, self.shard_size)
         self.in_shard, self.across = [], []  # groups: sums in one after another are over shards, and over copies
         self.shard_mesh = None
-        self.device = choose_device(device, local_rank)
+        self.device = choose_device(device, local_rank, in_shards=self.shard_size > 1)
         self.sum_dtype = torch.float32 if self.device.type == "mps" else torch.float64  # of sums; mps has no fp64
 
     @contextlib.contextmanager

@@ -30,7 +30,7 @@ from checkpoint import hash_stream
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
 from devices import autocast, choose_device, use_bf16
-from evaluate import build_model, read
+from evaluate import AVERAGED, NEEDED, build_model, read
 from tables import refuse_twice
 
 WINDOWS = 64  # in a sample for bins, as a default: its first is nearer to the beginning of a document than most text
@@ -218,7 +218,7 @@ def run(args=None):
     check_args(args)
     args.samples = args.samples or 1
 
-    states = [read(path) for path in args.checkpoints]
+    states = [read(path, AVERAGED if args.average else NEEDED) for path in args.checkpoints]
     names = {state["data"].get("tokenizer") for state in states}
     if len(names) > 1 or not names & TOKENIZERS.keys():
         found = " and ".join(map(str, names))

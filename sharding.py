@@ -77,7 +77,7 @@ class SumByHalves:
         for pair in self.groups:
             pairs = torch.cat((parts[0::2], parts[1::2]))  # for the even rank of the pair, for the odd one
             parts = torch.empty_like(parts[0::2])
-            dist.reduce_scatter_tensor(parts, pairs, group=pair)
+            dist.reduce_scatter_single(parts, pairs, group=pair)
         output_tensor.copy_(parts[0])
 
 

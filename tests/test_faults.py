@@ -1176,6 +1176,51 @@ def test_who_reads_shards_gets_the_model(lab, capsys):
     assert merged[0] == merged[1]
 
 
+@two_ranks
+def test_schedule_free_in_shards_counts_as_elsewhere(lab, capsys):
+    options = dict(optimizer="schedule_free", schedule="constant", cooldown_steps=None, window_horizon=0)
+    options |= dict(ema_half_life=(), n_embd=32)
+    shards(lab, "run", 2, **options)
+    logged = lines(lab.path, "run")[-1]["val_loss"]
+    evaluate.run([str(lab.path / "runs/run/ckpt/step_00000012"), "--tokens=200", "--json"])
+    assert json.loads(capsys.readouterr().out)["rows"][0]["val_loss"] == logged
+
+
+LIMIT_MB = 700  # of memory beyond what a process has that has imported torch
+
+
+def little_memory(megabytes=LIMIT_MB):
+    """From now on this process gets so much more memory and no more."""
+    of_this = Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]
+    most = (int(of_this) << 10) + (megabytes << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def evaluate_with_little_memory(path, said):
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1), os.dup2(file, 2)
+    little_memory()
+    evaluate.run([str(path), "--tokens=200", "--json"])
+
+
+@long
+@four_ranks
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured as on Linux")
+def test_a_model_too_large_for_one_process(lab):
+    """57 million parameters: weights, gradients, moments and an EMA are 1.1 GB, and 0.3 GB on each of four ranks."""
+    large = dict(n_layer=32, n_embd=384, n_head=6, total_steps=3, save_every=0, warmup_steps=1, cooldown_steps=1)
+    large |= dict(micro_batch_size=1, window_horizon=0, eval_every=0)
+    assert lab.run("one", little_memory, **large) == 1
+    assert "Cannot allocate memory" in lab.said("one")  # the control
+    shards(lab, "four", 4, little_memory, **large)
+    folder = lab.path / "runs/four/ckpt/step_00000003"
+    process = FORKS.Process(target=evaluate_with_little_memory, args=(folder, lab.path / "said"))
+    process.start()
+    assert ends([process]) == 0, (lab.path / "said").read_text()
+    found = json.loads((lab.path / "said").read_text())["rows"][0]["val_loss"]
+    assert found == json.loads((lab.path / "runs/four/result.json").read_text())["val_loss"]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Secrets and leaks
 
