@@ -378,6 +378,7 @@ def train_on(ranks, config):
                     f"the checkpoints in {run / 'ckpt'} are as they were"
                 )
 
+        ranks.gather(at.step)  # nobody ends before the checkpoint is written: launchers would kill the others
         if stop:
             if ranks.is_main:
                 print(f"stopped by a signal at step {at.step}; the same command goes on from there", flush=True)

@@ -14,7 +14,7 @@ cooldown_shape = "linear"
 warmup_steps = 20
 eval_every = 0  # at the end only
 _heads = {16: 1, 32: 1, 64: 2}
-_peaks = {16: [8e-3, 1.6e-2, 3.2e-2, 6.4e-2], 32: [2e-3, 4e-3, 8e-3, 1.6e-2], 64: [2e-3, 4e-3, 8e-3, 1.6e-2]}
+_peaks = {16: [8e-3, 1.6e-2, 3.2e-2, 6.4e-2], 32: [2e-3, 4e-3, 8e-3, 1.6e-2], 64: [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]}
 _certificates = {  # (bytes, channels): (lr, weight decay, epochs)
     (32_768, 16): (1.6e-2, 0.8, 32),
     (32_768, 32): (1.6e-2, 0.8, 16),

@@ -861,6 +861,90 @@ def test_preparation_on_a_full_disk(tmp_path, preparing, disk):
     assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in BINS)
 
 
+def slowly(*args, **kwargs):
+    time.sleep(1)
+
+
+@two_ranks
+def test_no_rank_ends_before_the_checkpoint_is_written(lab):
+    """Launchers kill the others when one has ended with an error, which a signal is to them."""
+    stopped = functools.partial(
+        on_rank, 0, at("train.optim.set_lr", 6, functools.partial(raise_signal, lab.path / "sent", 15))
+    )
+    slow = functools.partial(on_rank, 0, at("checkpoint.write", 1, slowly))
+    processes = lab.start("run", stopped, slow, ranks=2, save_every=0)
+    assert ends(processes[1:]) == 143 and lab.step("run") == 6  # it is there when the other rank has ended
+    assert ends(processes) == [143, 143]
+
+
+FAKE_SLURM = """#!{python}
+import os, signal, subprocess, sys
+name, args = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name == "scontrol":
+    print("127.0.0.1" if args[0] == "show" else "requeued")
+    sys.exit()
+tasks = []
+for i in ("0", "1"):
+    place = {{"SLURM_PROCID": i, "SLURM_LOCALID": i, "SLURM_NTASKS": "2"}}
+    tasks.append(subprocess.Popen(args[1:], env=os.environ | place, cwd={root!r}))
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])  # what --signal=TERM does
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+
+@two_ranks
+def test_slurm_requeues_what_its_time_limit_stopped(lab, whole):
+    """With a scheduler of our own, which starts two ranks as SLURM does, and signals them."""
+    for name in ("srun", "scontrol"):
+        (lab.path / name).write_text(FAKE_SLURM.format(python=sys.executable, root=str(HERE)))
+        (lab.path / name).chmod(0o755)
+    place = {"PATH": f"{lab.path}:{os.environ['PATH']}", "PYTHON": sys.executable, "SLURM_JOB_ID": str(os.getpid())}
+    options = [f"--{key}={value}" for key, value in (SMALL | {"name": "run", "save_every": 0}).items() if value != ()]
+    options = [x.replace("(", "").replace(",)", "") for x in options]
+    options += [f"--out_dir={lab.path / 'runs'}", f"--data_dir={lab.data_dir}"]
+    call = ["bash", str(HERE / "configs/slurm.sh"), *options]
+    settings = dict(env=ENV | place | {"SLURM_JOB_NODELIST": "here"}, text=True, start_new_session=True)
+
+    job = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
+    until(job, "step      3  loss")
+    (srun,) = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(srun), signal.SIGTERM)
+    said = job.stdout.read()
+    assert job.wait() == 143 and said.endswith("requeued\n") and "stopped by a signal" in said, said
+    again = subprocess.run(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings)
+    assert again.returncode == 0 and "requeued" not in again.stdout, again.stdout
+    assert same(newest(lab.path, "run"), newest(whole.path, "run"))
+    assert lines(lab.path, "run") == lines(whole.path, "run")
+
+
+@two_ranks
+@long
+def test_a_machine_that_dies_ends_the_others(lab):
+    """Two torchruns, as on two machines; one and its rank are killed, the other ends, and both together go on."""
+    long_run = dict(save_every=1, total_steps=100)
+    assert lab.run("one", **long_run) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meet = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meet, "--rdzv_id=1", "--max-restarts=0"]
+    call = command(lab.path, lab.data_dir, "run", *launcher, **SMALL | long_run)
+    settings = dict(env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    machines = [subprocess.Popen(call, **settings) for _ in range(2)]
+    while lab.step("run") < 3:
+        assert all(machine.poll() is None for machine in machines)
+    os.killpg(machines[1].pid, signal.SIGKILL)
+    for pid in workers(machines[1]).values():  # torchrun gives ranks sessions of their own
+        os.kill(pid, signal.SIGKILL)
+    assert machines[0].wait(120) == 1
+    assert 3 <= lab.step("run") < 100
+    machines = [subprocess.Popen(call, **settings) for _ in range(2)]
+    assert [machine.wait(300) for machine in machines] == [0, 0]
+    assert same(newest(lab.path, "run"), newest(lab.path, "one"))
+    assert lines(lab.path, "run") == lines(lab.path, "one")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Numbers, and what is consumed
 
