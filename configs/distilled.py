@@ -4,6 +4,9 @@ Students of 68,000 and 152,000 parameters on the 65,536 bytes that their teacher
 sampled ones, each once. The teachers are the members of the regularized ensemble of configs/data_limited.py.
 
     make data_limited
+
+Found, at a weight decay of 0.1: of five 1.707 and 1.678, of one 1.745 and 1.715; 0.8 is worse by 0.036 to 0.077. The 24
+runs took 40 minutes of training, on one thread of a shared Xeon.
 """
 
 base = "configs/small.py"
