@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from checkpoint import own_rows
+from config import Mistake
 from model import Llama, rope_table
 
 VECTOR = 16  # numbers that a CPU computes at once, at most
@@ -28,7 +29,12 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 
 @torch.no_grad()
 def shard(shape, seed, ranks):
-    """(model, weights) of this shape, with the initial weights of `seed`; never more than one tensor is there whole."""
+    """(model, weights) of this shape, with the initial weights of `seed`; never more than one tensor is there whole.
+
+    Mistake for a sparse model.
+    """
+    if shape.density < 1:
+        raise Mistake(f"density={shape.density}: sparse models are not made in shards; use --parallel=replicate")
     with torch.device("meta"):
         model, weights = Llama(shape), Llama(shape)
     for module in (*model.blocks, model):

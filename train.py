@@ -168,8 +168,6 @@ def check(config, ranks=checkpoint.ALONE):
         options = [name for name in optim.options() if hasattr(config, name)]
         given = {name: getattr(config, name) for name in options if getattr(config, name) != getattr(Config, name)}
         optim.check(config.optimizer, given, averaged=bool(averages), in_shards=ranks.shard_size > 1)
-    if ranks.shard_size > 1 and config.density < 1:
-        raise Mistake(f"density={config.density}: sparse models are not made in shards; use --parallel=replicate")
 
 
 def every(interval, step):
