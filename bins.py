@@ -34,6 +34,7 @@ GPT2_SHA256 = {  # of GPT-2's files; tiktoken pins the same
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")  # of a dataset: what --dataset, file systems and shells take as it is
+EOT = "<|endoftext|>"
 HEADERS = b"\x93NUMPY", (20240520).to_bytes(4, "little")  # of .npy files, and of the bins of llm.c
 
 
@@ -78,7 +79,7 @@ def gpt2_encoding(path=None):
     from tiktoken_ext.openai_public import r50k_pat_str
 
     byte_of, vocab = byte_characters(), json.loads(gpt2_file("encoder.json", path))
-    special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
+    special = {EOT: vocab.pop(EOT)}
     ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
@@ -97,6 +98,47 @@ TOKENIZERS = {
         lambda: [bytes([i]) for i in range(256)] + [b""],
     ),
 }
+
+
+def tokenizer_json(name):
+    """The tokenizer.json of gpt2 or bytes, which the library `tokenizers` reads; there "<|endoftext|>" is one token."""
+    eot_id, characters = TOKENIZERS[name].eot_id, {byte: c for c, byte in byte_characters().items()}
+    vocab, merges = {characters[byte]: byte for byte in range(256)} | {EOT: eot_id}, []
+    if name == "gpt2":
+        vocab = json.loads(gpt2_file("encoder.json"))
+        merges = gpt2_file("vocab.bpe").decode().splitlines()[1:]  # behind its version
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": eot_id, "content": EOT, **flags, "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": level,  # cuts text into words, which is all the same to bytes
+        "post_processor": None,
+        "decoder": level,
+        "model": bpe | {"fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": merges},
+    }
+
+
+def tokenizer_name(folder):
+    """What meta.json and checkpoints call the tokenizer of a folder of transformers; None if it has no tokenizer.json.
+
+    gpt2 and bytes are known by their vocabulary, others are what their file is.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    try:
+        vocab = json.loads(data)["model"]["vocab"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{path} is not a file of the library tokenizers: {error!r}") from error
+    ours = [name for name in ("gpt2", "bytes") if len(vocab) == TOKENIZERS[name].vocab_size]
+    ours = [name for name in ours if vocab == tokenizer_json(name)["model"]["vocab"]]
+    return ours[0] if ours else f"tokenizer.json-{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 @functools.cache

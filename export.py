@@ -22,44 +22,17 @@ from pathlib import Path
 
 import torch
 
-from bins import TOKENIZERS, byte_characters, gpt2_file
+from bins import EOT, TOKENIZERS, tokenizer_json
 from checkpoint import sync_folder, written
-from config import Mistake, Parser, main, names
+from config import Mistake, Parser, main, names, whole
 from evaluate import averages_of, build_model, read
+from from_hf import import_folder, weight_names
 from model import shape_of
 from sample import file_hash
 from train import Config
 
 SHARD_BYTES = 5_000_000_000  # of tensors in a file of weights; more are several files with an index
 FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|[a-z_.]+\.json|README\.md|\..*\.tmp")  # that we write
-EOT = "<|endoftext|>"
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Names of weights, for both ways
-
-OUTSIDE = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}  # of the blocks
-INSIDE = {  # of a block: ours are theirs one above the other, with the rows of heads in the same order
-    "attention_norm": ("input_layernorm",),
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "attention.out": ("self_attn.o_proj",),
-    "mlp_norm": ("post_attention_layernorm",),
-    "mlp.gate": ("mlp.gate_proj",),
-    "mlp.up": ("mlp.up_proj",),
-    "mlp.down": ("mlp.down_proj",),
-}
-
-
-def weight_names(shape):
-    """[(our name, their names)] of all weights; of a tied matrix the embedding's."""
-    pairs = [(ours, (theirs,)) for ours, theirs in OUTSIDE.items() if ours != "head" or not shape.tied]
-    for i in range(shape.n_layer):
-        for ours, theirs in INSIDE.items():
-            pairs.append((f"blocks.{i}.{ours}", tuple(f"model.layers.{i}.{name}" for name in theirs)))
-    return [(f"{ours}.weight", tuple(f"{name}.weight" for name in theirs)) for ours, theirs in pairs]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Out
 
 
 @torch.no_grad()
@@ -97,35 +70,12 @@ def their_config(shape, vocab_size, eot_id, dtype):
     return config | {"bos_token_id": eot_id, "eos_token_id": eot_id, "torch_dtype": dtype, "dtype": dtype}
 
 
-def their_tokenizer(name):
-    """tokenizer.json of one of our own tokenizers, as the library `tokenizers` reads it: gpt2, or bytes."""
-    eot_id, characters = TOKENIZERS[name].eot_id, {byte: c for c, byte in byte_characters().items()}
-    vocab, merges = {characters[byte]: byte for byte in range(256)} | {EOT: eot_id}, []
-    if name == "gpt2":
-        vocab = json.loads(gpt2_file("encoder.json"))
-        merges = gpt2_file("vocab.bpe").decode().splitlines()[1:]  # behind its version
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": eot_id, "content": EOT, **flags, "special": True}],
-        "normalizer": None,
-        "pre_tokenizer": level,  # cuts text into words, which is all the same to bytes
-        "post_processor": None,
-        "decoder": level,
-        "model": bpe | {"fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": merges},
-    }
-
-
 def tokenizer_files(name, seq_len):
     """{file: what is in it} of one of our own tokenizers."""
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
     about |= {"model_max_length": seq_len, "clean_up_tokenization_spaces": False}
     about |= {"model_input_names": ["input_ids", "attention_mask"]}
-    return {"tokenizer.json": their_tokenizer(name), "tokenizer_config.json": about}
+    return {"tokenizer.json": tokenizer_json(name), "tokenizer_config.json": about}
 
 
 def card(state, path, vocab_size, average, dtype):
@@ -220,7 +170,6 @@ def write_json(path, value):
 
 def export_folder(path, out, average=None, dtype="float32"):
     """Write the model of a checkpoint as a folder that transformers loads; the checkpoint stays as it is."""
-    check_free(out)
     state = read(path)
     tokenizer = state["data"].get("tokenizer")
     if tokenizer not in TOKENIZERS:
@@ -246,15 +195,35 @@ def check_free(out):
         raise Mistake(f"--out={out} is there already, and stays: choose another name")
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def check_args(args):
+    """Raise Mistake for flags that do not go together."""
+    if bool(args.checkpoint) == bool(args.from_hf):
+        raise Mistake("give either a checkpoint, to write as a folder, or --from_hf=FOLDER, to make a checkpoint of")
+    for name in ("average", "dtype") if args.from_hf else ("seq_len",):
+        if getattr(args, name) is not None:
+            raise Mistake(f"--{name} goes {'without' if args.from_hf else 'with'} --from_hf")
+
+
 def run(args=None):
     parser = Parser(description=__doc__)
     flag = parser.add_argument
-    flag("checkpoint", help="to write as a folder")
-    flag("--out", required=True, help="new folder, such as exported/tiny; of --from_hf a new checkpoint")
+    flag("checkpoint", nargs="?", help="to write as a folder")
+    flag("--out", required=True, help="new folder, such as exported/tiny; with --from_hf a new checkpoint")
     flag("--average", choices=("window", "ema"), help="write this average of the weights")
-    flag("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written; default float32")
+    flag("--dtype", choices=("float32", "bfloat16"), help="of the weights written; default float32")
+    flag("--from_hf", metavar="FOLDER", type=Path, help="make a checkpoint of a Llama of transformers")
+    flag("--seq_len", type=whole(least=1), help="of the checkpoint; default the model's longest, which takes memory")
     args = parser.parse_args(args)
-    export_folder(args.checkpoint, Path(args.out), args.average, args.dtype)
+    check_args(args)
+    check_free(Path(args.out))
+    if args.from_hf:
+        import_folder(args.from_hf, Path(args.out), args.seq_len)
+    else:
+        export_folder(args.checkpoint, Path(args.out), args.average, args.dtype or "float32")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BASE
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import BASE, newest, same
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import averaging
 import bins
 import checkpoint
+import data
 import evaluate
 import export
 import sample
@@ -304,3 +305,236 @@ def test_what_is_there_stays(runs, tmp_path):
         with pytest.raises(Mistake, match="is not what a killed export left: move it away, or choose another --out"):
             export.run([path, f"--out={tmp_path / name}"])
     assert (tmp_path / ".new.tmp/thesis.txt").read_text() == (tmp_path / "full/thesis.txt").read_text() == "mine"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In
+
+SIZES = dict(vocab_size=257, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4)
+SIZES |= dict(max_position_embeddings=64, initializer_range=0.2, bos_token_id=256, eos_token_id=256)
+LLAMAS = {
+    "plain": {},
+    "grouped and tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "numbers": {"rms_norm_eps": 0.05, "rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
+    "as ours": {"intermediate_size": 256, "rms_norm_eps": 1e-5, "vocab_size": 320, "tie_word_embeddings": True},
+}
+
+
+def save_llama(folder, tokenizer="bytes", shards="5GB", dtype=torch.float32, **changes):
+    """A folder as transformers writes it, of a random model; norms are not 1."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(torch.rand(parameter.shape) + 0.5 if parameter.dim() == 1 else 1)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+    for file, value in export.tokenizer_files(tokenizer, 64).items() if tokenizer else ():
+        export.write_json(folder / file, value)
+    return model
+
+
+def imported(folder, out, *args):
+    export.run([f"--from_hf={folder}", f"--out={out}", *args])
+    state = evaluate.read(out)
+    return state, evaluate.build_model(state, out, "cpu")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("kind", LLAMAS)
+def test_a_llama_comes_in_and_goes_out_to_the_bit(tmp_path, kind):
+    theirs = save_llama(tmp_path / "in", **LLAMAS[kind])
+    state, model = imported(tmp_path / "in", tmp_path / "new/step_00000000.pt")
+    assert differ(model, theirs) < 1e-5 and state["progress"]["step"] == 0 and state["data"]["tokenizer"] == "bytes"
+    again = exported(tmp_path / "new/step_00000000.pt", tmp_path / "out").state_dict()
+    assert again.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in theirs.state_dict().items())
+    for name in ("rms_norm_eps", "rope_parameters", "num_key_value_heads", "intermediate_size", "tie_word_embeddings"):
+        before, after = (json.loads((tmp_path / folder / "config.json").read_text())[name] for folder in ("in", "out"))
+        assert before == after
+
+
+def test_numbers_count_when_a_llama_comes_in(tmp_path):
+    """The control of the logits above, and older spellings: each number of the config makes another model."""
+    theirs = save_llama(tmp_path / "in", **LLAMAS["numbers"])
+    for changes, alike in (
+        ({"rope_parameters": None, "rope_theta": 77.0, "rope_scaling": None}, True),
+        ({"rope_parameters": None, "rope_theta": 77.0, "rope_scaling": {"type": "default"}}, True),
+        ({"rope_parameters": None, "rope_theta": 1e4}, False),
+        ({"rope_parameters": {"rope_theta": 77.0}, "rms_norm_eps": 1e-5}, False),
+    ):
+        edit_config(tmp_path / "in", **changes)
+        _, model = imported(tmp_path / "in", tmp_path / f"{len(list(tmp_path.iterdir()))}.pt")
+        found = differ(model, theirs)
+        assert found < 1e-5 if alike else found > 1e-3
+
+
+def test_shards_and_bf16_come_in_and_go_out_to_the_bit(tmp_path):
+    theirs = save_llama(tmp_path / "in", shards="20KB", dtype=torch.bfloat16)
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
+    imported(tmp_path / "in", tmp_path / "a.pt")
+    again = exported(tmp_path / "a.pt", tmp_path / "out", "--dtype=bfloat16").state_dict()
+    for name, tensor in theirs.state_dict().items():
+        assert again[name].dtype == torch.bfloat16 and torch.equal(tensor, again[name])
+
+
+OPTIONS = dict(n_layer=2, n_head=4, n_embd=32, n_kv_head=2, n_inner=56, vocab_multiple=1, norm_eps=1e-6, seq_len=32)
+OPTIONS |= dict(window_horizon=0, ema_half_life=(), total_steps=16, cooldown_steps=4, init_from="step_00000000.pt")
+
+
+@pytest.fixture
+def branch(tmp_path, data_dir, monkeypatch):
+    """branch(name, **options) trains from an imported model and returns what result.json says; and that model."""
+    theirs = save_llama(tmp_path / "in", num_key_value_heads=2, tie_word_embeddings=True)
+    monkeypatch.chdir(tmp_path)
+    imported(tmp_path / "in", "step_00000000.pt", "--seq_len=32")
+    options = BASE | OPTIONS | {"out_dir": "runs", "data_dir": str(data_dir)}
+    return lambda name, **changes: train(Config(**options | {"name": name} | changes)), theirs
+
+
+def test_training_goes_on_from_a_llama(branch, tmp_path, data_dir, capsys):
+    go, theirs = branch
+    before = (tmp_path / "step_00000000.pt").read_bytes()
+    result = go("branch", eval_every=16)
+    said = capsys.readouterr().out
+    assert "imported: its weights are those of" in said and "changed:" not in said and "log:" not in said
+    val, total = data.ValSet(data_dir / "text", 32, 2000), 0.0
+    with torch.no_grad():
+        for i in range(val.n_chunks):
+            x, y = val.chunk(i)
+            logits = theirs(x).logits.flatten(0, 1)
+            total += torch.nn.functional.cross_entropy(logits, y.flatten(), ignore_index=-1, reduction="sum").item()
+    log = [json.loads(line) for line in Path("runs/branch/log.jsonl").read_text().splitlines()]
+    assert log[0]["step"] == 0 and log[0]["val_loss"] == pytest.approx(total / 2000, rel=1e-5)
+    assert result["val_loss"] < log[0]["val_loss"] - 0.5 and result["step"] == 16
+    assert (tmp_path / "step_00000000.pt").read_bytes() == before
+    trained = exported("runs/branch/ckpt/step_00000016.pt", tmp_path / "out")  # what is trained goes out again
+    state = evaluate.read("runs/branch/ckpt/step_00000016.pt")
+    assert differ(evaluate.build_model(state, "x.pt", "cpu"), trained) < 1e-5 and "imported" not in state
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
+def test_training_goes_on_with_any_optimizer(branch, optimizer):
+    go, _ = branch
+    schedule = {"schedule": "constant", "cooldown_steps": None} if optimizer == "schedule_free" else {}
+    assert go("other", optimizer=optimizer, **schedule)["val_loss"] < 4.5
+    for name, value in (("n_inner", 64), ("rope_theta", 500.0), ("norm_eps", 1e-5), ("seq_len", 64)):
+        with pytest.raises(Mistake, match=f"{name}={value}, but .* a branch has to keep it"):
+            go("wrong", **{name: value})
+
+
+def test_a_stopped_branch_of_a_llama_goes_on_to_the_bit(branch, tmp_path):
+    go, _ = branch
+    go("whole")
+    go("stopped", stop_at=7)
+    go("stopped")
+    assert same(*(newest(tmp_path, name) for name in ("whole", "stopped")))
+
+
+def test_an_imported_model_is_no_checkpoint_of_a_run_s_own(branch, tmp_path):
+    go, _ = branch
+    go("run", stop_at=4)
+    Path("step_00000000.pt").rename("runs/run/ckpt/step_00000008.pt")
+    with pytest.raises(Mistake, match="was imported from others, and is not this run's own: move it away"):
+        go("run", init_from=None)
+
+
+def test_an_imported_model_is_evaluated_and_sampled(branch, data_dir, capsys):
+    capsys.readouterr()
+    evaluate.run(["step_00000000.pt", "--dataset=text", f"--data_dir={data_dir}", "--json"])
+    row = json.loads(capsys.readouterr().out)["rows"][0]
+    assert row["step"] == 0 and 4 < row["val_loss"] < 12
+    sample.run(["step_00000000.pt", "--prompt=a", "--tokens=5"])
+    assert capsys.readouterr().out.startswith("a")
+
+
+UNFIT = [
+    ({"model_type": "qwen2"}, "model_type='qwen2'"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu', and this code's model only does what 'silu' means"),
+    ({"attention_bias": True}, "attention_bias=True"),
+    ({"mlp_bias": True}, "mlp_bias=True"),
+    ({"sliding_window": 128}, "sliding_window=128"),
+    ({"head_dim": 16}, "head_dim=16"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
+    ({"auto_map": {"AutoModel": "x.py"}}, "auto_map="),
+    ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters={'rope_type': 'llama3'"),
+    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling={'type': 'linear'"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+    ({"num_attention_heads": 32, "head_dim": None}, "n_embd=32, n_head=32"),
+    ({"num_hidden_layers": 3}, "has no model.layers.2.input_layernorm.weight, which its config.json asks for"),
+    ({"num_hidden_layers": 1}, "has model.layers.1."),
+    ({"intermediate_size": 48}, "blocks.0.mlp.gate.weight is (56, 32), and should be (48, 32)"),
+    ({"vocab_size": 300}, "embedding.weight is (257, 32), and should be (300, 32)"),
+    ({"rms_norm_eps": -1.0}, "norm_eps=-1.0: expected number above 0"),
+    ({"tie_word_embeddings": True}, "tie_word_embeddings=True, but lm_head.weight is another than the embedding"),
+]
+
+
+@pytest.mark.parametrize("changes, message", UNFIT)
+def test_what_does_not_fit_is_refused_by_its_field(tmp_path, changes, message):
+    save_llama(tmp_path / "in")
+    imported(tmp_path / "in", tmp_path / "good.pt")  # the control
+    edit_config(tmp_path / "in", **changes)
+    with pytest.raises(Mistake) as error:
+        imported(tmp_path / "in", tmp_path / "out.pt")
+    assert message in str(error.value) and not (tmp_path / "out.pt").exists()
+
+
+def test_folders_that_are_not_whole_are_refused(tmp_path):
+    save_llama(tmp_path / "in")
+    weights = load_file(tmp_path / "in/model.safetensors")
+    weights["model.layers.0.self_attn.q_norm.weight"] = torch.ones(8)
+    save_file(weights, tmp_path / "in/model.safetensors")
+    odd = {"q_norm": "has model.layers.0.self_attn.q_norm.weight, which this code's model has not"}
+    odd |= {"int": "model.embed_tokens.weight is torch.int8; expected float32"}
+    odd |= {"damaged": "model.safetensors is damaged", "gone": "has no model.safetensors", "bare": "has no hidden_size"}
+    odd |= {"text": "config.json is no JSON", "no config": "config.json is not there: expected a folder"}
+    for kind, message in odd.items():
+        if kind == "int":
+            del weights["model.layers.0.self_attn.q_norm.weight"]
+            save_file({k: v.to(torch.int8) for k, v in weights.items()}, tmp_path / "in/model.safetensors")
+        if kind == "damaged":
+            (tmp_path / "in/model.safetensors").write_bytes(b"not this")
+        if kind == "gone":
+            (tmp_path / "in/model.safetensors").unlink()
+        if kind == "bare":
+            (tmp_path / "in/config.json").write_text('{"vocab_size": 3}')
+        if kind == "text":
+            (tmp_path / "in/config.json").write_text("model: llama")
+        if kind == "no config":
+            (tmp_path / "in/config.json").unlink()
+        with pytest.raises(Mistake) as error:
+            imported(tmp_path / "in", tmp_path / "out.pt")
+        assert message in str(error.value) and not (tmp_path / "out.pt").exists()
+
+
+MISTAKES = [
+    (["--out=x"], "give either a checkpoint, to write as a folder, or --from_hf=FOLDER"),
+    (["a.pt", "--from_hf=in", "--out=x"], "give either a checkpoint"),
+    (["--from_hf=in", "--out=x", "--average=ema"], "--average goes without --from_hf"),
+    (["--from_hf=in", "--out=x", "--dtype=bfloat16"], "--dtype goes without --from_hf"),
+    (["a.pt", "--out=x", "--seq_len=5"], "--seq_len goes with --from_hf"),
+    (["--from_hf=in", "--out=x", "--seq_len=65"], "--seq_len=65: in/config.json has max_position_embeddings=64; give"),
+    (["--from_hf=in", "--out=in"], "--out=in is there already, and stays"),
+    (["a.pt"], "--out"),
+    (["a.pt", "--out=x"], "a.pt cannot be read as a checkpoint"),
+    (["a.pt", "--out=x", "--dtype=float16"], "--dtype: invalid choice: 'float16'"),
+]
+
+
+@pytest.mark.parametrize("args, message", MISTAKES)
+def test_mistakes(args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_llama(tmp_path / "in")
+    with pytest.raises(Mistake) as error:
+        export.run(args)
+    assert message in str(error.value) and not Path("x").exists()
+
+
+def test_an_average_that_is_not_there_is_refused(runs, tmp_path):
+    with pytest.raises(Mistake, match="has no window average"):
+        export.run([str(runs("schedule_free")), f"--out={tmp_path / 'out'}", "--average=window"])
+    assert list(tmp_path.iterdir()) == []
