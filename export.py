@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from bins import EOT, TOKENIZERS, tokenizer_json
 from checkpoint import sync_folder, written
 from config import Mistake, Parser, main, names, whole
 from evaluate import averages_of, build_model, read
@@ -30,6 +29,7 @@ from from_hf import import_folder, weight_names
 from model import shape_of
 from sample import file_hash
 from train import Config
+from vocab import EOT, TOKENIZER_FILES, TOKENIZERS, find_tokenizer, read_json, tokenizer_json
 
 SHARD_BYTES = 5_000_000_000  # of tensors in a file of weights; more are several files with an index
 FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|[a-z_.]+\.json|README\.md|\..*\.tmp")  # that we write
@@ -71,7 +71,10 @@ def their_config(shape, vocab_size, eot_id, dtype):
 
 
 def tokenizer_files(name, seq_len):
-    """{file: what is in it} of one of our own tokenizers."""
+    """{file: what is in it} of a tokenizer; of one that is not our own as it is."""
+    if folder := TOKENIZERS[name].folder:
+        files = {file: read_json(folder / file) for file in TOKENIZER_FILES if file != "config.json"}
+        return {file: value for file, value in files.items() if value}
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
     about |= {"model_max_length": seq_len, "clean_up_tokenization_spaces": False}
     about |= {"model_input_names": ["input_ids", "attention_mask"]}
@@ -168,24 +171,25 @@ def write_json(path, value):
         file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
-def export_folder(path, out, average=None, dtype="float32"):
+def export_folder(path, out, average=None, dtype="float32", tokenizer=None):
     """Write the model of a checkpoint as a folder that transformers loads; the checkpoint stays as it is."""
     state = read(path)
-    tokenizer = state["data"].get("tokenizer")
-    if tokenizer not in TOKENIZERS:
-        raise Mistake(f"{path} has the tokenizer {tokenizer}: expected a model with one of {', '.join(TOKENIZERS)}")
-    model, spec = build_model(state, path, "cpu", average), TOKENIZERS[tokenizer]
+    spec = TOKENIZERS[name := find_tokenizer(state, path, tokenizer)]
+    model = build_model(state, path, "cpu", average)
     vocab_size = model.shape.vocab_size if "shape" in state else spec.vocab_size  # old ones know the padded one
-    name = averages_of(state, path, average)[0] if average else None
+    average = averages_of(state, path, average)[0] if average else None
     config = their_config(model.shape, vocab_size, spec.eot_id, dtype)
-    files = {"config.json": config} | tokenizer_files(tokenizer, model.shape.seq_len)
+    if spec.folder:  # texts may begin with another token than they end with
+        given = read_json(spec.folder / "config.json")
+        config |= {key: given[key] for key in ("bos_token_id", "eos_token_id") if given.get(key) is not None}
+    files = {"config.json": config} | tokenizer_files(name, model.shape.seq_len)
     files["generation_config.json"] = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
     with made_aside(out) as folder:
         write_weights(folder, their_weights(model, vocab_size, getattr(torch, dtype)))
         for file, value in files.items():
             write_json(folder / file, value)
         with written(folder / "README.md") as file:
-            file.write(card(state, Path(path), vocab_size, name, dtype).encode())
+            file.write(card(state, Path(path), vocab_size, average, dtype).encode())
     print(f"{out} is whole: AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 
@@ -203,7 +207,7 @@ def check_args(args):
     """Raise Mistake for flags that do not go together."""
     if bool(args.checkpoint) == bool(args.from_hf):
         raise Mistake("give either a checkpoint, to write as a folder, or --from_hf=FOLDER, to make a checkpoint of")
-    for name in ("average", "dtype") if args.from_hf else ("seq_len",):
+    for name in ("average", "dtype", "tokenizer") if args.from_hf else ("seq_len",):
         if getattr(args, name) is not None:
             raise Mistake(f"--{name} goes {'without' if args.from_hf else 'with'} --from_hf")
 
@@ -215,6 +219,7 @@ def run(args=None):
     flag("--out", required=True, help="new folder, such as exported/tiny; with --from_hf a new checkpoint")
     flag("--average", choices=("window", "ema"), help="write this average of the weights")
     flag("--dtype", choices=("float32", "bfloat16"), help="of the weights written; default float32")
+    flag("--tokenizer", metavar="FOLDER", help="of its tokenizer.json, if neither data nor checkpoint tell")
     flag("--from_hf", metavar="FOLDER", type=Path, help="make a checkpoint of a Llama of transformers")
     flag("--seq_len", type=whole(least=1), help="of the checkpoint; default the model's longest, which takes memory")
     args = parser.parse_args(args)
@@ -223,7 +228,7 @@ def run(args=None):
     if args.from_hf:
         import_folder(args.from_hf, Path(args.out), args.seq_len)
     else:
-        export_folder(args.checkpoint, Path(args.out), args.average, args.dtype or "float32")
+        export_folder(args.checkpoint, Path(args.out), args.average, args.dtype or "float32", args.tokenizer)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ Its config.json becomes our options. What our model does not compute in the same
 """
 
 import dataclasses
-import json
 import shlex
 
 import torch
 
 import checkpoint
-from bins import tokenizer_name
 from config import Mistake, check_values, mistakes, to_record
 from model import Llama, Shape, load_weights, mlp_width
 from start import FORMAT, Progress
 from train import Config
+from vocab import read_json, tokenizer_name
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Names of weights, for both ways
@@ -49,16 +48,6 @@ NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 EXPECTED = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 EXPECTED |= dict.fromkeys(("sliding_window", "quantization_config", "auto_map"))
 IF_MISSING = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}  # in transformers, and so below
-
-
-def read_json(path):
-    """What a JSON file of a folder holds."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise Mistake(f"{path} is not there: expected a folder as save_pretrained of transformers writes it") from None
-    except ValueError as error:
-        raise Mistake(f"{path} is no JSON: {error}") from error
 
 
 def our_options(config, where):
@@ -143,6 +132,8 @@ def import_folder(folder, out, seq_len=None):
     Mistake if it is no Llama, is not whole, or reads fewer than `seq_len` tokens.
     """
     where = folder / "config.json"
+    if not where.is_file():
+        raise Mistake(f"{where} is not there: expected a folder as save_pretrained of transformers writes it")
     options, vocab_size = our_options(read_json(where), where)
     if seq_len is not None and seq_len > options["seq_len"]:
         raise Mistake(f"--seq_len={seq_len}: {where} has max_position_embeddings={options['seq_len']}; give no more")

@@ -12,20 +12,29 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import BASE, newest, same
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)  # fmt: skip
 
 import averaging
-import bins
 import checkpoint
 import data
 import evaluate
 import export
+import prepare_data
 import sample
-from config import Mistake
+import vocab
+from config import Mistake, load
 from model import Llama
 from train import Config, train
 
@@ -69,7 +78,7 @@ def some_tokens(vocab_size=257, T=32):
 @torch.no_grad()
 def differ(model, theirs):
     """Largest difference of logits, over the largest logit; in fp32, on words that are not padding."""
-    x = some_tokens(model.shape.vocab_size)
+    x = some_tokens(model.shape.vocab_size, min(32, model.shape.seq_len))
     ours, theirs = model(x)[..., : model.shape.vocab_size], theirs(x).logits
     assert ours.shape == theirs.shape and ours.std() > 0.1
     return ((ours - theirs).abs().max() / ours.abs().max()).item()
@@ -186,13 +195,11 @@ def test_the_card_says_what_it_was(runs, tmp_path):
 def test_old_checkpoints_are_exported_too(tmp_path):
     """Of before shapes and tokenizers were stored: they know the padded vocabulary only, and no tokenizer."""
     path = Path(__file__).parent / "fixtures/runs/run/ckpt/step_00000012.pt"
-    with pytest.raises(Mistake, match="has the tokenizer None: expected a model with one of gpt2, bytes"):
+    with pytest.raises(Mistake, match="has the tokenizer None: give --tokenizer, gpt2, bytes or the folder of it"):
         export.run([str(path), f"--out={tmp_path / 'out'}"])
-    state = torch.load(path, weights_only=True)
-    state["data"]["tokenizer"] = "bytes"
-    torch.save(state, tmp_path / "told.pt")
-    theirs = exported(tmp_path / "told.pt", tmp_path / "out")
-    assert theirs.config.vocab_size == 257 == len(theirs.lm_head.weight) and len(state["model"]["head.weight"]) == 320
+    theirs = exported(path, tmp_path / "out", "--tokenizer=bytes")
+    rows = checkpoint.load(path)["model"]["head.weight"]
+    assert theirs.config.vocab_size == 257 and len(rows) == 320 and torch.equal(theirs.lm_head.weight, rows[:257])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -214,12 +221,12 @@ def some_documents():
 def test_tokens_are_ours_and_come_back(tmp_path, name):
     for file, value in export.tokenizer_files(name, 128).items():
         export.write_json(tmp_path / file, value)
-    theirs, texts, encode = AutoTokenizer.from_pretrained(tmp_path), some_documents(), bins.encoder(name)
-    assert len(texts) > 4000 and len(theirs) == bins.TOKENIZERS[name].vocab_size and theirs.is_fast
+    theirs, texts, encode = AutoTokenizer.from_pretrained(tmp_path), some_documents(), vocab.encoder(name)
+    assert len(texts) > 4000 and len(theirs) == vocab.TOKENIZERS[name].vocab_size and theirs.is_fast
     found = [theirs.encode(text) for text in texts]
     assert [text for text, ids in zip(texts, found, strict=True) if list(encode(text)) != ids] == []
     assert [text for text, ids in zip(texts, found, strict=True) if theirs.decode(ids) != text] == []
-    end = bins.TOKENIZERS[name].eot_id
+    end = vocab.TOKENIZERS[name].eot_id
     assert theirs.encode("a<|endoftext|>") == [*encode("a"), end] == [*encode("a"), theirs.eos_token_id]
     text = theirs.encode("<|endoftext|>", split_special_tokens=True)  # as we read it, where it is text
     assert text == list(encode("<|endoftext|>")) and len(text) > 1
@@ -509,6 +516,130 @@ def test_folders_that_are_not_whole_are_refused(tmp_path):
         with pytest.raises(Mistake) as error:
             imported(tmp_path / "in", tmp_path / "out.pt")
         assert message in str(error.value) and not (tmp_path / "out.pt").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tokenizers of others
+
+TEXT = "The gömi said: don't <end> it, <|endoftext|>!\n\n  You 你好 🙂 123\n"
+
+
+def save_tokenizer(folder, kind="ByteLevel", eos="<end>"):
+    """A small tokenizer of the library: as GPT-2's, or as Llama's with spaces as characters and single bytes."""
+    special = ["<start>", "<end>", "<unk>"]
+    if kind == "ByteFallback":
+        pieces = [*special, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *"Theydon't", "i", "it", "\u2581it"]
+        ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+        merges = [("i", "t"), ("\u2581", "it")]
+        made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges, byte_fallback=True, unk_token="<unk>"))
+        made.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+        made.decoder = tokenizers.decoders.ByteFallback()
+        made.add_special_tokens(special)
+    else:
+        made = tokenizers.Tokenizer(tokenizers.models.BPE())
+        made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = tokenizers.decoders.ByteLevel() if kind == "ByteLevel" else tokenizers.decoders.WordPiece()
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+        made.train_from_iterator([TEXT * 3, "gomi kenade " * 50], trainer)
+        template = tokenizers.processors.TemplateProcessing("<start> $A", special_tokens=[("<start>", 0)])
+        made.post_processor = template  # which training must not see
+    made.enable_truncation(5)
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<start>", eos_token=eos).save_pretrained(folder)
+
+
+@pytest.fixture
+def forget():
+    """forget() makes this process know our own tokenizers only, as a new one does."""
+
+    def go():
+        for name in vocab.TOKENIZERS.keys() - {"gpt2", "bytes"}:
+            del vocab.TOKENIZERS[name]
+
+    yield go
+    go()
+
+
+def test_a_folder_of_transformers_from_text_to_text(tmp_path, forget, capsys, monkeypatch):
+    """Its tokenizer makes bins, its model is trained on them and goes out again, each time from what was kept."""
+    monkeypatch.chdir(tmp_path)
+    save_llama("in", tokenizer=None, vocab_size=70_000, hidden_size=16, bos_token_id=0, eos_token_id=1)
+    save_tokenizer("in")
+    Path("text.jsonl").write_text("".join(json.dumps({"text": TEXT * (2 + i % 5)}) + "\n" for i in range(60)))
+    prepare_data.run(["text.jsonl", "--tokenizer=in", "--val_frac=0.2", "--procs=2"])
+    tokens, meta = data.open_bin("data/text.jsonl-in", "train")
+    assert meta["dtype"] == "<u4" and (meta["vocab_size"], meta["eot_id"]) == (70_000, 1)
+    theirs = tokenizers.Tokenizer.from_file("in/tokenizer.json")
+    theirs.no_truncation()
+    documents = np.split(np.array(tokens), np.flatnonzero(tokens == 1) + 1)[:-1]
+    assert all(theirs.decode(d[:-1], skip_special_tokens=False) in [TEXT * n for n in range(2, 7)] for d in documents)
+    assert max(map(len, documents)) > 64 and not (tokens == 0).any()  # whole, without what begins a text
+    n_bytes = sum(len(theirs.decode(d[:-1], skip_special_tokens=False).encode()) for d in documents)
+    assert meta["splits"]["train"]["bytes"] == n_bytes and meta["splits"]["train"]["documents"] == len(documents)
+
+    forget()
+    prepare_data.run(["--verify", "data/text.jsonl-in"])
+    forget()
+    export.run(["--from_hf=in", "--out=step_00000000.pt", "--seq_len=16"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    flags = [flag for flag in said.split("python train.py ")[1].split() if not flag.startswith("--dataset")]
+    options = {"micro_batch_size": 4, "global_batch_size": 4, "total_steps": 2, "warmup_steps": 1, "dtype": "float32"}
+    options |= {"dataset": "text.jsonl-in", "eval_tokens": 200, "compile": False, "device": "cpu"}
+    train(load(Config, flags + [f"--{name}={value}" for name, value in options.items()]))
+    path = "runs/run/ckpt/step_00000002.pt"
+    forget()
+    Path("in").rename("gone")
+    sample.run([path, "--prompt=The g\u00f6mi", "--tokens=3", "--temperature=0"])
+    assert "The g\u00f6mi" in capsys.readouterr().out
+    forget()
+    model, tokenizer = exported(path, "out"), AutoTokenizer.from_pretrained("out")
+    assert json.loads(Path("out/tokenizer.json").read_text()) == json.loads(Path("gone/tokenizer.json").read_text())
+    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.vocab_size) == (0, 1, 70_000)
+    assert differ(evaluate.build_model(evaluate.read(path), path, "cpu"), model) < 1e-5
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<start>", "<end>")
+    forget()
+    Path("data").rename("elsewhere")
+    with pytest.raises(Mistake, match=r"has the tokenizer tokenizer.json-\w{12}: give --tokenizer, gpt2, bytes or the"):
+        export.run([path, "--out=again"])
+    with pytest.raises(Mistake, match=r"--tokenizer=bytes is bytes, and .* has tokenizer.json-"):
+        export.run([path, "--out=again", "--tokenizer=bytes"])
+    exported(path, "again", "--tokenizer=gone")
+
+
+def test_spaces_and_bytes_of_llama_s_tokenizer(tmp_path, forget):
+    save_tokenizer(tmp_path / "in", "ByteFallback")
+    spec = vocab.TOKENIZERS[vocab.register(tmp_path / "in")]
+    ids, words = spec.load()(TEXT), spec.token_bytes()
+    assert b"".join(words[i] for i in ids) == TEXT.encode() and b" it" in [words[i] for i in ids]
+    assert (spec.eot_id, words[1], len(words)) == (1, b"", spec.vocab_size)
+
+
+def test_tokenizers_that_do_not_fit_are_refused(tmp_path, forget):
+    save_tokenizer(tmp_path / "words", "WordPiece")
+    save_tokenizer(tmp_path / "endless", eos=None)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/tokenizer.json").write_text('{"model": {}}')
+    for folder, message in {
+        "words": 'tokenizer.json has the decoder {"type": "WordPiece"',
+        "endless": "tokenizer_config.json names no eos_token that is in the vocabulary",
+        "odd": "tokenizer.json is not a file of the library tokenizers",
+        "none": "expected gpt2, bytes, or a folder with a tokenizer.json",
+    }.items():
+        with pytest.raises(Mistake) as error:
+            prepare_data.prepare("stdlib", str(tmp_path / folder), data_dir=tmp_path / "data")
+        assert message in str(error.value) and not (tmp_path / "data").exists()
+    assert [*vocab.TOKENIZERS] == ["gpt2", "bytes"]
+
+
+def test_our_own_tokenizers_are_known_again(tmp_path):
+    for name in ("gpt2", "bytes"):
+        for file, value in export.tokenizer_files(name, 64).items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            export.write_json(tmp_path / name / file, value)
+        AutoTokenizer.from_pretrained(tmp_path / name).save_pretrained(tmp_path / f"{name} again")
+        assert vocab.tokenizer_name(tmp_path / name) == vocab.tokenizer_name(tmp_path / f"{name} again") == name
+        (tmp_path / name / "config.json").write_text('{"vocab_size": 60000}')  # more rows: other data
+        assert vocab.tokenizer_name(tmp_path / name).startswith("tokenizer.json-")
 
 
 MISTAKES = [
