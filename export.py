@@ -93,9 +93,10 @@ def card(state, path, vocab_size, average, dtype):
     rows |= {"data": "; ".join(f"{mix} from sequence {start:,}" for start, mix in state["data"]["history"])}
     rows |= {"sha256 of data": ", ".join(f"{name} {sha}" for name, sha in state["data"]["sha256"].items())}
     rows |= {"tokenizer": state["data"].get("tokenizer")}
-    rows |= {"schedule": ", ".join(f"{name} {value}" for name, value in given.items())}
-    options = ("optimizer", "lr", "weight_decay", "global_batch_size", "seed", "data_seed", "init_from")
-    rows |= {"other options": ", ".join(f"{name} {config[name]}" for name in options)}
+    if "imported" not in state:  # that has not been trained here
+        rows |= {"schedule": ", ".join(f"{name} {value}" for name, value in given.items())}
+        options = ("optimizer", "lr", "weight_decay", "global_batch_size", "seed", "data_seed", "init_from")
+        rows |= {"other options": ", ".join(f"{name} {config[name]}" for name in options)}
     rows |= {"losses at this step": ", ".join(f"{k} {v:.4f}" for k, v in losses.items() if type(v) is float)}
     rows |= {"merged from": ", ".join(state.get("merged", {}).get("paths", ()))}
     rows |= {"imported from": state.get("imported", {}).get("path")}

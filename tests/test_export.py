@@ -359,6 +359,7 @@ def test_a_llama_comes_in_and_goes_out_to_the_bit(tmp_path, kind):
     again = exported(tmp_path / "new/step_00000000.pt", tmp_path / "out").state_dict()
     assert again.keys() == theirs.state_dict().keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs.state_dict().items())
+    assert "| imported from |" in (text := (tmp_path / "out/README.md").read_text()) and "| schedule" not in text
     for name in ("rms_norm_eps", "rope_parameters", "num_key_value_heads", "intermediate_size", "tie_word_embeddings"):
         before, after = (json.loads((tmp_path / folder / "config.json").read_text())[name] for folder in ("in", "out"))
         assert before == after
