@@ -29,7 +29,7 @@ from from_hf import import_folder, weight_names
 from model import shape_of
 from sample import file_hash
 from train import Config
-from vocab import EOT, TOKENIZER_FILES, TOKENIZERS, find_tokenizer, read_json, tokenizer_json
+from vocab import EOT, EXPORTED, TOKENIZER_FILES, TOKENIZERS, find_tokenizer, read_json, tokenizer_json
 
 SHARD_BYTES = 5_000_000_000  # of tensors in a file of weights; more are several files with an index
 FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|[a-z_.]+\.json|README\.md|\..*\.tmp")  # that we write
@@ -75,6 +75,8 @@ def tokenizer_files(name, seq_len):
     if folder := TOKENIZERS[name].folder:
         files = {file: read_json(folder / file) for file in TOKENIZER_FILES if file != "config.json"}
         return {file: value for file, value in files.items() if value}
+    if name not in EXPORTED:
+        raise Mistake(f"the tokenizer {name} cannot be written: expected {', '.join(EXPORTED)}, or one of a folder")
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOT, "eos_token": EOT}
     about |= {"model_max_length": seq_len, "clean_up_tokenization_spaces": False}
     about |= {"model_input_names": ["input_ids", "attention_mask"]}

@@ -32,7 +32,7 @@ from data import hash64, token_dtype
 from evaluate import build_model, read
 from parallel import autocast, choose_device, use_bf16
 from tables import refuse_twice
-from vocab import TOKENIZERS, encoder, find_tokenizer, our_own
+from vocab import TOKENIZERS, encoder, find_tokenizer
 
 WINDOWS = 64  # in a sample for bins, as a default: its first is nearer to the beginning of a document than most text
 
@@ -224,7 +224,7 @@ def run(args=None):
     names = {state["data"].get("tokenizer") for state in states}
     if len(names) > 1:
         found = " and ".join(map(str, names))
-        raise Mistake(f"expected models of one tokenizer, {' or '.join(our_own())}, and found {found}")
+        raise Mistake(f"expected models of one tokenizer, and found {found}")
     name = find_tokenizer(states[0], args.checkpoints[0], args.tokenizer)
     tokenizer = TOKENIZERS[name]
     device = choose_device(args.device)

@@ -1,4 +1,4 @@
-"""Tokenizers: GPT-2's, bytes, and those of folders of transformers.
+"""Tokenizers: GPT-2's, bytes, others of tiktoken, and those of folders of transformers.
 
 ids = TOKENIZERS["gpt2"].load()("some text")
 name = register(Path("SmolLM2-135M"))    # TOKENIZERS has it now, under a name that its tokenizer.json decides
@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,32 @@ def gpt2_token_bytes():
     return [encoding.decode_single_token_bytes(i) for i in range(50256)] + [b""]
 
 
+@functools.cache
+def tiktoken_encoding(name):
+    """An encoding of tiktoken, from its file in TIKTOKEN_CACHE_DIR: no download."""
+    import tiktoken
+
+    url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
+    file, folder = hashlib.sha1(url.encode()).hexdigest(), os.environ.get("TIKTOKEN_CACHE_DIR")
+    if not folder or not (Path(folder) / file).is_file():
+        raise Mistake(f"tokenizer={name}: TIKTOKEN_CACHE_DIR={folder or ''} has no {file}; put {url} there as that")
+    return tiktoken.get_encoding(name)
+
+
+def tiktoken_token_bytes(name, vocab_size):
+    """Special tokens and gaps in the vocabulary stand for nothing."""
+    encoding, found = tiktoken_encoding(name), [b""] * vocab_size
+    for token in encoding.token_byte_values():
+        found[encoding.encode_single_token(token)] = token
+    return found
+
+
+def of_tiktoken(name, vocab_size, eot_id):
+    """The record of an encoding of tiktoken; the numbers are those of its source."""
+    token_bytes = functools.partial(tiktoken_token_bytes, name, vocab_size)
+    return Tokenizer(vocab_size, eot_id, lambda: tiktoken_encoding(name).encode_ordinary, token_bytes)
+
+
 TOKENIZERS = {
     "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
     "bytes": Tokenizer(
@@ -84,7 +111,11 @@ TOKENIZERS = {
         lambda: lambda text: np.frombuffer(text.encode(), np.uint8),
         lambda: [bytes([i]) for i in range(256)] + [b""],
     ),
+    "p50k_base": of_tiktoken("p50k_base", 50281, 50256),
+    "cl100k_base": of_tiktoken("cl100k_base", 100277, 100257),
+    "o200k_base": of_tiktoken("o200k_base", 200019, 199999),
 }
+EXPORTED = ("gpt2", "bytes")  # of these `tokenizer_json` makes files for others
 
 
 def tokenizer_json(name):
@@ -134,7 +165,7 @@ def tokenizer_name(folder):
     if not path.is_file():
         return None
     vocab, size = read_json(path).get("model", {}).get("vocab"), read_json(folder / "config.json").get("vocab_size")
-    for name in ("gpt2", "bytes"):
+    for name in EXPORTED:
         if size in (None, TOKENIZERS[name].vocab_size) and vocab == tokenizer_json(name)["model"]["vocab"]:
             return name
     return f"tokenizer.json-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"

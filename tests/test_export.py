@@ -9,11 +9,15 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken.load
+import tiktoken.registry
 import tokenizers
 import torch
 from conftest import BASE, newest, same
@@ -195,7 +199,7 @@ def test_the_card_says_what_it_was(runs, tmp_path):
 def test_old_checkpoints_are_exported_too(tmp_path):
     """Of before shapes and tokenizers were stored: they know the padded vocabulary only, and no tokenizer."""
     path = Path(__file__).parent / "fixtures/runs/run/ckpt/step_00000012.pt"
-    with pytest.raises(Mistake, match="has the tokenizer None: give --tokenizer, gpt2, bytes or the folder of it"):
+    with pytest.raises(Mistake, match="has the tokenizer None: give --tokenizer, gpt2, bytes, .* or the folder of it"):
         export.run([str(path), f"--out={tmp_path / 'out'}"])
     theirs = exported(path, tmp_path / "out", "--tokenizer=bytes")
     rows = checkpoint.load(path)["model"]["head.weight"]
@@ -356,7 +360,7 @@ def forget():
     """forget() makes this process know our own tokenizers only, as a new one does."""
 
     def go():
-        for name in vocab.TOKENIZERS.keys() - {"gpt2", "bytes"}:
+        for name in vocab.TOKENIZERS.keys() - {*vocab.our_own()}:
             del vocab.TOKENIZERS[name]
 
     yield go
@@ -601,7 +605,7 @@ def test_a_folder_of_transformers_from_text_to_text(tmp_path, forget, capsys, mo
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<start>", "<end>")
     forget()
     Path("data").rename("elsewhere")
-    with pytest.raises(Mistake, match=r"has the tokenizer tokenizer.json-\w{12}: give --tokenizer, gpt2, bytes or the"):
+    with pytest.raises(Mistake, match=r"the tokenizer tokenizer.json-\w{12}: give --tokenizer, gpt2, bytes, .* or the"):
         export.run([path, "--out=again"])
     with pytest.raises(Mistake, match=r"--tokenizer=bytes is bytes, and .* has tokenizer.json-"):
         export.run([path, "--out=again", "--tokenizer=bytes"])
@@ -625,12 +629,43 @@ def test_tokenizers_that_do_not_fit_are_refused(tmp_path, forget):
         "words": 'tokenizer.json has the decoder {"type": "WordPiece"',
         "endless": "tokenizer_config.json names no eos_token that is in the vocabulary",
         "odd": "tokenizer.json is not a file of the library tokenizers",
-        "none": "expected gpt2, bytes, or a folder with a tokenizer.json",
+        "none": "or a folder with a tokenizer.json",
     }.items():
         with pytest.raises(Mistake) as error:
             prepare_data.prepare("stdlib", str(tmp_path / folder), data_dir=tmp_path / "data")
         assert message in str(error.value) and not (tmp_path / "data").exists()
-    assert [*vocab.TOKENIZERS] == ["gpt2", "bytes"]
+    assert [*vocab.TOKENIZERS] == vocab.our_own()
+
+
+def test_other_encodings_of_tiktoken(tmp_path, monkeypatch, runs):
+    """Theirs are not at hand here: one of 256 bytes and two more tokens stands for them."""
+    monkeypatch.setattr(socket, "socket", None)  # nothing is downloaded
+    key = "9b5ad71b2ce5302211f9c61530b329a4922fc6a4"  # as tiktoken names the file
+    for folder in ("", str(tmp_path)):
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", folder)
+        with pytest.raises(
+            Mistake, match=f"TIKTOKEN_CACHE_DIR={folder} has no {key}; put .*cl100k_base.tiktoken there"
+        ):
+            prepare_data.prepare("stdlib", "cl100k_base", data_dir=tmp_path / "data")
+    ranks = {bytes([i]): i for i in range(256)} | {b"he": 300, b"the": 301}
+    lines = [b64encode(token) + b" " + str(rank).encode() for token, rank in ranks.items()]
+    (tmp_path / key).write_bytes(b"\n".join(lines))
+    made = {"name": "cl100k_base", "pat_str": r"\w+|\W", "special_tokens": {"<|endoftext|>": 100257}}
+    url = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+    toy = {"cl100k_base": lambda: made | {"mergeable_ranks": tiktoken.load.load_tiktoken_bpe(url)}}
+    monkeypatch.setattr(tiktoken.registry, "ENCODING_CONSTRUCTORS", toy)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    (tmp_path / "in.txt").write_text("the <|endoftext|> he\n" * 40)
+    folder = prepare_data.prepare(str(tmp_path / "in.txt"), "cl100k_base", data_dir=tmp_path / "data", procs=1)
+    tokens, meta = data.open_bin(folder, "train")
+    assert [301, 32, 60, 124] == tokens[:4].tolist() and meta["dtype"] == "<u4" and meta["vocab_size"] == 100277
+    assert sum(split["bytes"] for split in meta["splits"].values()) == (tmp_path / "in.txt").stat().st_size
+    state = torch.load(runs("tied"), weights_only=True)
+    torch.save(state | {"data": state["data"] | {"tokenizer": "cl100k_base"}}, tmp_path / "a.pt")
+    with pytest.raises(Mistake, match="cl100k_base cannot be written: expected gpt2, bytes, or one of a folder"):
+        export.run([str(tmp_path / "a.pt"), f"--out={tmp_path / 'out'}"])
+    vocab.tiktoken_encoding.cache_clear()
+    vocab.encoder.cache_clear()
 
 
 def test_our_own_tokenizers_are_known_again(tmp_path):
