@@ -55,7 +55,9 @@ def our_options(config, where):
 
     def need(field, value, expected):
         if value != expected:
-            raise Mistake(f"{where}: {field}={value!r}, and this code's model only does what {expected!r} means")
+            raise Mistake(
+                f"{where}: {field}={value!r}, which this code's model does not compute; it is {expected!r} there"
+            )
 
     if missing := [field for field in NEEDED if field not in config]:
         raise Mistake(f"{where} has no {missing[0]}")
@@ -93,7 +95,7 @@ def read_weights(folder):
     from safetensors.torch import load_file
 
     index, tensors = folder / "model.safetensors.index.json", {}
-    files = sorted({*read_json(index)["weight_map"].values()}) if index.is_file() else ["model.safetensors"]
+    files = sorted({*read_json(index).get("weight_map", {}).values()}) if index.is_file() else ["model.safetensors"]
     for file in files:
         if not (folder / file).is_file():
             raise Mistake(f"{folder} has no {file}: expected weights in safetensors, as save_pretrained writes them")
@@ -107,9 +109,6 @@ def read_weights(folder):
 def our_weights(theirs, shape, where):
     """{our name: tensor in fp32} of theirs; Mistake for one that is missing, too many, or quantized."""
     theirs, ours = dict(theirs), {}
-    if shape.tied and "lm_head.weight" in theirs:
-        if not torch.equal(theirs.pop("lm_head.weight"), theirs["model.embed_tokens.weight"]):
-            raise Mistake(f"{where}: tie_word_embeddings=True, but lm_head.weight is another than the embedding")
     for name, parts in weight_names(shape):
         if missing := [part for part in parts if part not in theirs]:
             raise Mistake(f"{where} has no {missing[0]}, which its config.json asks for")
@@ -117,9 +116,13 @@ def our_weights(theirs, shape, where):
         if not tensor.is_floating_point():
             raise Mistake(f"{where}: {parts[0]} is {tensor.dtype}; expected float32, bfloat16 or float16")
         ours[name] = tensor.float()
+    if shape.tied:  # some write both
+        ours["head.weight"] = ours["embedding.weight"]
+        if not torch.equal(theirs.pop("lm_head.weight", ours["head.weight"]).float(), ours["head.weight"]):
+            raise Mistake(f"{where}: tie_word_embeddings=True, but lm_head.weight is another than the embedding")
     if theirs:
         raise Mistake(f"{where} has {next(iter(theirs))}, which this code's model has not")
-    return ours | ({"head.weight": ours["embedding.weight"]} if shape.tied else {})
+    return ours
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@
     python prepare_data.py --adopt data/openwebtext       # train.bin and val.bin as nanoGPT writes them
     python prepare_data.py --verify data/stdlib-gpt2      # read the bins again and compare them with meta.json
 
+Other encodings of tiktoken are read from TIKTOKEN_CACHE_DIR. The tokenizer of a folder is kept beside the bins.
+
 A document is a row, or a .py or .txt file (above 1 MiB cut at line ends into several). Its tokens end with one
 end-of-text token. Validation text is the source's own, see text_sources.py. Without one, a hash of each document's text
 chooses a share of `val_frac` of them, so that copies are on one side. Where that leaves a split empty, as it may with

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tiktoken.load
 import tiktoken.registry
 import tokenizers
@@ -299,6 +300,16 @@ def test_a_failure_leaves_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_an_error_of_the_machine(runs, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="model.safetensors could not be written: I/O error: No space left on device"):
+        export.run([str(runs("tied")), f"--out={tmp_path / 'out'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_there_stays(runs, tmp_path):
     path = str(runs("tied"))
     for name in ("empty", "full"):
@@ -478,7 +489,7 @@ def test_an_imported_model_is_evaluated_and_sampled(branch, data_dir, capsys):
 
 UNFIT = [
     ({"model_type": "qwen2"}, "model_type='qwen2'"),
-    ({"hidden_act": "gelu"}, "hidden_act='gelu', and this code's model only does what 'silu' means"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu', which this code's model does not compute; it is 'silu' there"),
     ({"attention_bias": True}, "attention_bias=True"),
     ({"mlp_bias": True}, "mlp_bias=True"),
     ({"sliding_window": 128}, "sliding_window=128"),
