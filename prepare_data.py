@@ -4,8 +4,11 @@
     python prepare_data.py slimpajama-6b --tokens=100M    # a part of SlimPajama-6B, streamed from the Hugging Face Hub
     python prepare_data.py owner/name:config              # any dataset of the Hub with a text field
     python prepare_data.py corpus/ --text_field=content   # .txt .jsonl .jsonl.gz .jsonl.zst .parquet: file or folder
+    python prepare_data.py --tokenizer=SmolLM2-135M       # a folder of transformers: its tokenizer.json
     python prepare_data.py --adopt data/openwebtext       # train.bin and val.bin as nanoGPT writes them
     python prepare_data.py --verify data/stdlib-gpt2      # read the bins again and compare them with meta.json
+
+Other encodings of tiktoken are read from TIKTOKEN_CACHE_DIR. The tokenizer of a folder is kept beside the bins.
 
 A document is a row, or a .py or .txt file (above 1 MiB cut at line ends into several). Its tokens end with one
 end-of-text token. Validation text is the source's own, see text_sources.py. Without one, a hash of each document's text
@@ -39,10 +42,11 @@ from tqdm import tqdm
 import text_sources
 from config import Mistake, Parser, main, number, token_count, whole
 from data import read_meta, token_dtype
+from vocab import TOKENIZERS, encoder, register
 
 from bins import (  # isort: skip
-    SHARDS, TOKENIZERS, adopt, check_settings, cut, encoder, folder_of, join, locked, read_about, read_settings, report,
-    save_shard, scan, verify, write_meta,
+    SHARDS, adopt, check_settings, cut, folder_of, join, locked, read_about, read_settings, report, save_shard, scan,
+    verify, write_meta,
 )  # fmt: skip
 
 SHARD_TOKENS = 1 << 23  # between two saves: 16 MB, some seconds of work, which is what a kill costs
@@ -53,11 +57,12 @@ REPLACED_SHARE = 1e-3  # of the bytes of text: with more characters replaced, th
 # Tokens, in the worker processes
 
 
-def start_worker(tokenizer):
-    """Load the tokenizer; leave Ctrl-C to the parent, and end when the parent is killed."""
+def start_worker(tokenizer, folder):
+    """Load the tokenizer, of a folder or our own; leave Ctrl-C to the parent, and end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    register(folder or tokenizer)  # where this process is no fork
     encode_chunk(None, ["text"], tokenizer, 0)
 
 
@@ -171,9 +176,10 @@ def read_all(folder, settings, hub, found, procs):
     """Text -> shards, going on behind those that are there: (their paths, state behind them, splits of the source?)"""
     tokenizer, val_frac = settings["tokenizer"], settings["val_frac"]
     encode_chunk(None, ["text"], tokenizer, val_frac)  # loads the tokenizer, or says what is wrong with it
+    initargs = tokenizer, TOKENIZERS[tokenizer].folder
     start_method = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
-        with ProcessPoolExecutor(procs, start_method, start_worker, (tokenizer,)) as pool:
+        with ProcessPoolExecutor(procs, start_method, start_worker, initargs) as pool:
             pool.submit(len, "").result()  # they start here, before `datasets` brings threads: forks dislike them
             files, size = text_sources.hub_files(*hub, settings["revision"]) if hub else (found.files, found.size)
             shards, state = make_shards(pool, files, size, folder, settings, ahead=4 * procs)
@@ -242,7 +248,8 @@ def prepare(
     ValueError: something to choose differently, or an unreadable file. OSError: a full disk, no network.
     """
     label = Path(source).resolve().name if Path(source).exists() else source
-    folder = folder_of(data_dir, name, label, tokenizer)
+    folder = folder_of(data_dir, name, label, tokenizer if tokenizer in TOKENIZERS else Path(tokenizer).resolve().name)
+    tokenizer = register(tokenizer)
     hub, found, revision = identify(source, revision, encoding, read_settings(folder))
     if val_frac is None:
         val_frac = 0.0005 if hub else 0.02
@@ -263,7 +270,7 @@ def run(args):
     parser = Parser(description=__doc__)
     flag = parser.add_argument
     flag("source", nargs="?", default="stdlib", help="as above; default stdlib")
-    flag("--tokenizer", default="gpt2", choices=list(TOKENIZERS), help="default gpt2")
+    flag("--tokenizer", default="gpt2", help=f"{', '.join(TOKENIZERS)}, or a folder of transformers; default gpt2")
     flag("--tokens", type=token_count, help="stop at exactly so many for training: 250000, 1e8, 100M; default all")
     flag("--data_dir", default="data", help="where the dataset's folder goes; default data")
     flag("--text_field", default="text", help="field or column that holds the text; default text")
@@ -278,7 +285,7 @@ def run(args):
     args = vars(parser.parse_args(args))
     adopted, verified = args.pop("adopt"), args.pop("verify")
     if adopted:
-        adopt(adopted, args["tokenizer"])
+        adopt(adopted, register(args["tokenizer"]))
     elif verified:
         verify(verified)
     report(adopted or verified or prepare(**args))

@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bins import NAME, SHARDS, TOKENIZERS, check_settings, encoder, join, locked, report, save_shard, scan, write_meta
+from bins import NAME, SHARDS, check_settings, join, locked, report, save_shard, scan, write_meta
 from checkpoint import hash_stream
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
 from devices import autocast, choose_device, use_bf16
 from evaluate import AVERAGED, NEEDED, build_model, read
 from tables import refuse_twice
+from vocab import TOKENIZERS, encoder, find_tokenizer
 
 WINDOWS = 64  # in a sample for bins, as a default: its first is nearer to the beginning of a document than most text
 
@@ -208,6 +209,7 @@ def run(args=None):
     flag("--top_k", type=whole(least=1), help="only the so many likeliest tokens; default: all")
     flag("--top_p", type=number(above=0, most=1), default=1.0, help="only the likeliest, up to this probability")
     flag("--seed", type=whole(least=0, most=2**63 - 1), default=0, help="of what is drawn; default 0")
+    flag("--tokenizer", metavar="FOLDER", help="of its tokenizer.json, if neither data nor checkpoint tell")
     flag("--average", choices=("window", "ema"), help="sample from this average of the weights")
     flag("--out", help="folder of a dataset to write, such as data/samples")
     flag("--length", type=whole(least=2), help=f"tokens in each of its samples; default {WINDOWS} times the context")
@@ -220,10 +222,10 @@ def run(args=None):
 
     states = [read(path, AVERAGED if args.average else NEEDED) for path in args.checkpoints]
     names = {state["data"].get("tokenizer") for state in states}
-    if len(names) > 1 or not names & TOKENIZERS.keys():
+    if len(names) > 1:
         found = " and ".join(map(str, names))
-        raise Mistake(f"expected models of one tokenizer, {' or '.join(TOKENIZERS)}, and found {found}")
-    (name,) = names
+        raise Mistake(f"expected models of one tokenizer, and found {found}")
+    name = find_tokenizer(states[0], args.checkpoints[0], args.tokenizer)
     tokenizer = TOKENIZERS[name]
     device = choose_device(args.device)
     of_paths = list(zip(states, args.checkpoints, strict=True))

@@ -83,11 +83,13 @@ class Start:
     def __post_init__(self):
         self.step = self.state["progress"]["step"]
         self.merged_from = len(self.state.get("merged", {}).get("paths", ()))  # checkpoints, by evaluate.py --merge
+        self.imported_from = self.state.get("imported", {}).get("path")  # a folder, by export.py: no update was made
         self.computed = self.state.get("versions", {})  # with what
 
     def changes(self, config):
         """[(option, before, now)] of the options that are other than those of the checkpoint."""
-        pairs = [(name, before, getattr(config, name)) for name, before in self.options.items()]
+        options = {} if self.imported_from else self.options
+        pairs = [(name, before, getattr(config, name)) for name, before in options.items()]
         return [(name, before, now) for name, before, now in pairs if before != now and name not in EVIDENT]
 
     def first_change_of_lr(self, config, make_schedule):
@@ -128,6 +130,8 @@ class Start:
         print(f"from: {f'step {self.step} of {self.path}' if self.path else 'new weights'}")
         if self.merged_from:
             print(f"merged: its weights are of {self.merged_from} checkpoints, the optimizer's moments of the last one")
+        if self.imported_from:
+            print(f"imported: its weights are those of {self.imported_from}, and the optimizer has no moments yet")
         for name, before, now in self.changes(config):
             print(f"changed: {name}={now!r}, until step {self.step} it was {before!r}")
         for name, now in computed.items():
@@ -142,7 +146,7 @@ class Start:
             )
         for name in begun:
             print(f"{name}: this average begins at step {self.step}; {self.path} has none like it")
-        if self.how == "branch" and self.log is None:
+        if self.how == "branch" and self.log is None and not self.imported_from:
             print(f"log: it begins at step {self.step}, as no log beside {self.path} is known to be of its run")
 
 
@@ -168,6 +172,8 @@ def find_start(config, run, ranks=checkpoint.ALONE):
     check_begun(config, run, state["progress"]["step"])
     options = from_record(type(config), state["config"], path, warn)
     kept = names(type(config), "model") + (["seed"] if config.density < 1 else [])  # of what is 0
+    if "imported" in state:  # there are no moments, that another optimizer could not read
+        kept.remove("optimizer")
     check_kept(config, options, kept, path, "a branch has to keep it")
     check_length(config, state, path, least=1)
     return Start("branch", log_of(path, options), state, path, options)
@@ -176,8 +182,9 @@ def find_start(config, run, ranks=checkpoint.ALONE):
 def resume(config, run, state, path, warn):
     """The start of a run from its own checkpoint."""
     check_state(state, path)
-    if "merged" in state:
-        raise Mistake(f"{path} was merged from others, and is not this run's own: move it away, and branch from it")
+    for made in ("merged", "imported"):
+        if made in state:
+            raise Mistake(f"{path} was {made} from others, and is not this run's own: move it away, and branch from it")
     options = from_record(type(config), state["config"], path, warn)
     check_kept(config, options, names(type(config), "model", "run"), path, "choose another --name")
     check_length(config, state, path, least=0)

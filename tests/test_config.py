@@ -394,7 +394,8 @@ def test_a_terminal_that_cannot_show_a_character_stops_nothing(monkeypatch):
 
 def test_all_commands_work_under_oo_and_in_a_plain_locale(tmp_path):
     (tmp_path / "würfel.py").write_text("# ±\nlr = 1e-3\n", encoding="utf-8")
-    commands = [[name, "--help"] for name in "train evaluate study plot tables scaling bench prepare_data laws".split()]
+    names = "train evaluate study plot tables scaling bench prepare_data laws export".split()
+    commands = [[name, "--help"] for name in names]
     commands += [["laws", "asymptote", "--help"], ["scaling", "plan", "--flops=1e26"]]
     commands += [["study", str(tmp_path / "würfel.py"), "--print"]]
     names = [name for name in os.environ if name.startswith(("LC_", "PYTHON")) or name == "LANG"]

