@@ -24,9 +24,8 @@ import torch
 
 from checkpoint import sync_folder, written
 from config import Mistake, Parser, main, names, whole
-from evaluate import averages_of, build_model, read
+from evaluate import AVERAGED, NEEDED, averages_of, build_model, read
 from from_hf import import_folder, weight_names
-from model import shape_of
 from sample import file_hash
 from train import Config
 from vocab import EOT, EXPORTED, TOKENIZER_FILES, TOKENIZERS, find_tokenizer, read_json, tokenizer_json
@@ -83,9 +82,9 @@ def tokenizer_files(name, seq_len):
     return {"tokenizer.json": tokenizer_json(name), "tokenizer_config.json": about}
 
 
-def card(state, path, vocab_size, average, dtype):
+def card(state, path, shape, vocab_size, average, dtype):
     """README.md: what the model is, what it was trained on and how, and what it is worth."""
-    config, at, shape = state["config"], state["progress"], shape_of(state)
+    config, at = state["config"], state["progress"]
     given = {name: config[name] for name in names(Config, "schedule") if config[name] is not None}
     losses = {"train_loss": at["train_loss"], **(at["losses"] or {})}
     sizes = ("n_layer", "n_head", "kv_heads", "n_embd", "mlp_width", "seq_len")
@@ -176,9 +175,10 @@ def write_json(path, value):
 
 def export_folder(path, out, average=None, dtype="float32", tokenizer=None):
     """Write the model of a checkpoint as a folder that transformers loads; the checkpoint stays as it is."""
-    state = read(path)
+    state = read(path, AVERAGED if average else NEEDED)
     spec = TOKENIZERS[name := find_tokenizer(state, path, tokenizer)]
     model = build_model(state, path, "cpu", average)
+    del state["model"]  # before there is a third copy
     vocab_size = model.shape.vocab_size if "shape" in state else spec.vocab_size  # old ones know the padded one
     average = averages_of(state, path, average)[0] if average else None
     config = their_config(model.shape, vocab_size, spec.eot_id, dtype)
@@ -192,7 +192,7 @@ def export_folder(path, out, average=None, dtype="float32", tokenizer=None):
         for file, value in files.items():
             write_json(folder / file, value)
         with written(folder / "README.md") as file:
-            file.write(card(state, Path(path), vocab_size, average, dtype).encode())
+            file.write(card(state, Path(path), model.shape, vocab_size, average, dtype).encode())
     print(f"{out} is whole: AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from bins import NAME, SHARDS, check_settings, join, locked, report, save_shard, scan, write_meta
-from checkpoint import hash_stream
+from checkpoint import MANIFEST, hash_stream
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
 from devices import autocast, choose_device, use_bf16
@@ -193,7 +193,9 @@ def check_args(args):
 
 
 def file_hash(path):
-    with open(path, "rb") as file:
+    """SHA-256 of a checkpoint: of its file, or of a folder's manifest, which holds the digests of its files."""
+    path = Path(path)
+    with open(path / MANIFEST if path.is_dir() else path, "rb") as file:
         return hash_stream(file, os.fstat(file.fileno()).st_size)
 
 

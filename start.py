@@ -15,7 +15,7 @@ from pathlib import Path
 
 import checkpoint
 import optim
-from config import Mistake, from_record, mistakes, names
+from config import Mistake, from_record, mistakes, names, to_record
 from model import load_weights
 from tracking import lines_up_to, read_json
 
@@ -40,6 +40,20 @@ class Progress:
 # What a checkpoint holds
 
 PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # dicts all of them
+
+
+def state_of(weights, optimizer, averages, progress, stream, config):
+    """What a checkpoint of a run holds, but for the versions it is computed with; of a model in shards this rank's."""
+    return {
+        "format": FORMAT,
+        "model": weights.state_dict(),
+        "shape": weights.shape.to_record(),
+        "optimizer": optimizer.state_dict(),
+        "averages": {name: average.state_dict() for name, average in averages.items()},
+        "progress": dataclasses.asdict(progress),
+        "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
+        "config": to_record(config),
+    }
 
 
 def check_state(state, path, parts=PARTS):

@@ -34,7 +34,7 @@ from data import open_data
 from devices import autocast, check_device, computed_with, use_bf16, use_compile
 from model import Shape
 from parallel import Gradients, Ranks, build, check_batch, chunk_losses
-from start import FORMAT, Progress, check_result, find_start
+from start import Progress, check_result, find_start, state_of
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
 
 MAX_SKIPS = 10  # updates skipped in a row, before a run ends
@@ -264,19 +264,6 @@ def train_on(ranks, config):
         done = {"step": at.step, "tokens": at.position * config.seq_len, "flops": at.position * flops_per_sequence}
         return done | stream.epochs(at.position)
 
-    def state_of_the_run():
-        return {
-            "format": FORMAT,
-            "model": weights.state_dict(),
-            "shape": shape.to_record(),
-            "optimizer": optimizer.state_dict(),
-            "averages": {name: average.state_dict() for name, average in averages.items()},
-            "progress": dataclasses.asdict(at),
-            "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
-            "config": to_record(config),
-            "versions": versions,
-        }
-
     with contextlib.ExitStack() as at_exit:
         # the run's folder; from here on things are written
         folder = None
@@ -319,7 +306,7 @@ def train_on(ranks, config):
             ending = last or stop or step == config.stop_at
             due = ending or step in config.save_at or every(config.save_every, step)
             if (folder or ranks.shard_size > 1) and due and step > start.step:  # that of the first step is there
-                state = state_of_the_run()
+                state = state_of(weights, optimizer, averages, at, stream, config) | {"versions": versions}
                 failed_saves = checkpoint.try_save(
                     run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending, ranks
                 )

@@ -37,7 +37,9 @@ import bins
 import checkpoint
 import data
 import evaluate
+import export
 import prepare_data
+import sample
 import text_sources
 from config import main
 from model import Llama, Shape
@@ -1240,7 +1242,7 @@ def signal_itself(*args, **kwargs):
 
 @two_ranks
 def test_who_reads_shards_gets_the_model(lab, capsys):
-    """evaluate.py of one process: raw weights, averages, merges; and sample.py."""
+    """evaluate.py of one process: raw weights, averages, merges; sample.py and export.py."""
     shards(lab, "run", 2, save_at=(6,))
     lab.run("one", save_at=(6,))
     folder, file = (checkpoint.path_of(lab.path / f"runs/{name}/ckpt", 12) for name in ("run", "one"))
@@ -1257,6 +1259,14 @@ def test_who_reads_shards_gets_the_model(lab, capsys):
         evaluate.run(["--merge", str(checkpoint.path_of(path.parent, 6)), str(path), "--json"])
         merged.append(json.loads(capsys.readouterr().out)["rows"])
     assert merged[0] == merged[1]
+    for name, path in (("run", folder), ("one", file)):
+        sample.run([str(path), "--tokens=40", "--device=cpu"])
+        print(end="", flush=True)
+        export.run([str(path), f"--out={lab.path / 'exported' / name}", "--average=ema"])
+    first, second = capsys.readouterr().out.split(" is whole: ")[:2]
+    assert first.splitlines()[:-1] == second.splitlines()[1:-1]
+    weights = [(lab.path / "exported" / name / "model.safetensors").read_bytes() for name in ("run", "one")]
+    assert weights[0] == weights[1]
 
 
 @two_ranks
@@ -1286,6 +1296,11 @@ def evaluate_with_little_memory(path, said):
     evaluate.run([str(path), "--tokens=200", "--json"])
 
 
+def export_with_little_memory(path, out):
+    little_memory()
+    export.run([str(path), f"--out={out}"])
+
+
 @long
 @four_ranks
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured as on Linux")
@@ -1302,6 +1317,9 @@ def test_a_model_too_large_for_one_process(lab):
     assert ends([process]) == 0, (lab.path / "said").read_text()
     found = json.loads((lab.path / "said").read_text())["rows"][0]["val_loss"]
     assert found == json.loads((lab.path / "runs/four/result.json").read_text())["val_loss"]
+    process = FORKS.Process(target=export_with_little_memory, args=(folder, lab.path / "out"))
+    process.start()
+    assert ends([process]) == 0 and (lab.path / "out/model.safetensors").stat().st_size > 2e8
 
 
 # ----------------------------------------------------------------------------------------------------------------------
