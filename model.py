@@ -8,6 +8,7 @@
 Llama: Touvron et al. 2023. Sizes and initialization: Haegele et al., NeurIPS 2024, appendix A.1. Two options keep the
 best learning rate while sizes change: `mup_base` over widths (muP, Yang et al. 2022, arXiv 2203.03466), `density` over
 shares of weights that are not 0 (SuPar, Dey et al. 2024, arXiv 2405.15743). What they do here, optim.py completes.
+The last four make models of others that export.py brings in.
 """
 
 import dataclasses
@@ -21,9 +22,6 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-VOCAB_MULTIPLE = 64  # matrix multiplications like it: 50257 -> 50304
-NORM_EPS = 1e-5
-ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 ATTENTION_ROWS = 128  # queries at a time, where compiled for a CPU
 LONGEST_BY_ROWS = 1024  # sequence with that: they take long to compile if there are many
@@ -56,6 +54,10 @@ class Shape:
     alpha_out: float = 1.0  # times the logits
     density: float = 1.0  # share of the blocks' weights that are not 0, drawn once; see `off`
     supar: bool = True  # initial weights and lr are scaled for the density; False: they are those of a dense model
+    n_inner: int | None = None  # channels within the MLP; none: as `mlp_width` says
+    rope_theta: float = 10_000.0  # base of the rotation's wavelengths
+    norm_eps: float = 1e-5  # of RMSNorm, added to the mean square
+    vocab_multiple: int = 64  # of which the rows are a multiple, as matrix multiplications like it: 50257 -> 50304
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.head_size % 2:
@@ -68,6 +70,11 @@ class Shape:
             raise ValueError(
                 f"mup_base={self.mup_base}: the base is narrower than n_embd={self.n_embd} or as wide, and its heads "
                 f"are as large, so n_embd / n_head = {self.head_size} has to divide it: let n_head grow with n_embd"
+            )
+        if self.mup_base is not None and self.n_inner is not None:
+            raise ValueError(
+                f"n_inner={self.n_inner} with mup_base={self.mup_base}: nothing says how wide the base's MLP is, "
+                "so leave one of them out"
             )
 
     @classmethod
@@ -92,7 +99,7 @@ class Shape:
     @property
     def mlp_width(self):
         """Hidden width: 8/3 of the model's, three matrices for the price of two, up to a multiple of 256."""
-        return mlp_width(self.n_embd)
+        return mlp_width(self.n_embd) if self.n_inner is None else self.n_inner
 
     @property
     def width_ratio(self):
@@ -111,8 +118,8 @@ class Shape:
 
     @property
     def padded_vocab(self):
-        """Rows of the embedding: a multiple of 64."""
-        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def to_record(self):
         """{field: value} to write down, without newer fields at their defaults: older code reads what it can build."""
@@ -130,9 +137,9 @@ def off(name, rows, columns, density, seed):
     return (uniform >= density).view(rows, columns)
 
 
-def rope_table(seq_len, head_size):
+def rope_table(seq_len, head_size, theta):
     """cos and sin of every position's rotation angles, (T, head_size / 2) each."""
-    frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
     return angle.cos().float(), angle.sin().float()
 
@@ -198,7 +205,7 @@ class Attention(nn.Module):
     def __init__(self, shape):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_size = shape.n_head, shape.kv_heads, shape.head_size
-        self.qk_norm = shape.qk_norm
+        self.qk_norm, self.norm_eps = shape.qk_norm, shape.norm_eps
         self.qkv = nn.Linear(shape.n_embd, (shape.n_head + 2 * shape.kv_heads) * shape.head_size, bias=False)
         self.qkv.parts = tuple(heads * self.head_size for heads in (self.n_head, self.n_kv_head, self.n_kv_head))
         self.out = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
@@ -209,7 +216,7 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H + 2 Hkv, T, C / H)
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if self.qk_norm:  # before or after the rotation is the same: it keeps lengths
-            q, k = (F.rms_norm(x, (self.head_size,), eps=NORM_EPS) for x in (q, k))
+            q, k = (F.rms_norm(x, (self.head_size,), eps=self.norm_eps) for x in (q, k))
         q, k = rotate(q, cos[:T], sin[:T]), rotate(k, cos[:T], sin[:T])
         if cache:
             k, v = cache.append(k, v)
@@ -233,9 +240,9 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     def __init__(self, shape):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.attention_norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.attention = Attention(shape)
-        self.mlp_norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.mlp_norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.mlp = SwiGLU(shape)
 
     def forward(self, x, cos, sin, cache=None):
@@ -255,11 +262,11 @@ class Llama(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(shape.padded_vocab, shape.n_embd)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
-        self.norm = nn.RMSNorm(shape.n_embd, eps=NORM_EPS)
+        self.norm = nn.RMSNorm(shape.n_embd, eps=shape.norm_eps)
         self.head = nn.Linear(shape.n_embd, shape.padded_vocab, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
-        cos, sin = rope_table(shape.seq_len, shape.head_size)
+        cos, sin = rope_table(shape.seq_len, shape.head_size, shape.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.shape = shape

@@ -38,7 +38,9 @@ def shard(shape, seed, ranks):
         if len(ranks.in_shard) > 1:
             module.set_custom_reduce_scatter(SumByHalves(ranks.in_shard))
     model.to_empty(device=ranks.device)
-    for buffer, values in zip((model.cos, model.sin), rope_table(shape.seq_len, shape.head_size), strict=True):
+    for buffer, values in zip(
+        (model.cos, model.sin), rope_table(shape.seq_len, shape.head_size, shape.rope_theta), strict=True
+    ):
         buffer.copy_(values)
     model(torch.zeros(1, 1, dtype=torch.int64, device=ranks.device))  # the first pass settles where the shards lie
     model.reshard()

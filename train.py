@@ -77,6 +77,10 @@ class Config:
     alpha_out: float = option(1.0, "model", above=0)  # times the logits
     density: float = option(1.0, "model", above=0, most=1)  # share of the blocks' weights that are not 0
     supar: bool = option(True, "model")  # scale initial weights and lr for the density; False: as for a dense model
+    n_inner: int | None = option(None, "model", least=1)  # channels within the MLP; none: 8/3 n_embd, rounded up
+    rope_theta: float = option(10_000.0, "model", above=0)  # base of the rotation's wavelengths
+    norm_eps: float = option(1e-5, "model", above=0)  # of RMSNorm
+    vocab_multiple: int = option(64, "model", least=1)  # the vocabulary is padded to a multiple of it
     z_loss: float = option(0.0, "result", least=0)  # of (ln Z)^2, added to what is minimized, but not to train_loss
     # optimizer, see optim.py
     optimizer: str = option("adamw", "model", choices=optim.OPTIMIZERS)  # schedule_free: with schedule=constant

@@ -42,17 +42,18 @@ def spread(model):
     return model
 
 
-def as_transformers(model, n_head, n_kv_head, tied):
+def as_transformers(model, n_head, n_kv_head, tied, rope_theta=1e4, norm_eps=1e-5):
     """The same weights in transformers' model."""
     V, C = model.embedding.weight.shape
     settings = dict(
         vocab_size=V,
         hidden_size=C,
-        intermediate_size=-(-int(8 / 3 * C) // 256) * 256,
+        intermediate_size=model.blocks[0].mlp.gate.weight.shape[0],
         num_hidden_layers=len(model.blocks),
     )
     heads = dict(num_attention_heads=n_head, num_key_value_heads=n_kv_head, max_position_embeddings=24)
-    numbers = dict(rms_norm_eps=1e-5, rope_theta=1e4, hidden_act="silu", attn_implementation="eager")
+    numbers = dict(rms_norm_eps=norm_eps, hidden_act="silu", attn_implementation="eager")
+    numbers["rope_parameters"] = {"rope_type": "default", "rope_theta": rope_theta}
     theirs = LlamaForCausalLM(LlamaConfig(**settings, **heads, **numbers, tie_word_embeddings=tied)).eval()
     state = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     state["lm_head.weight"] = model.head.weight
@@ -80,6 +81,33 @@ def test_logits_are_those_of_transformers(n_kv_head, tied):
     for name, buffer in model.named_buffers():  # the control: without the angles of the last position
         buffer[-1] = {"cos": 1.0, "sin": 0.0}[name]
     assert (model(x) - theirs(x).logits).abs().max() > 100 * limit
+
+
+@torch.no_grad()
+def test_options_of_published_models_are_those_of_transformers():
+    numbers = dict(rope_theta=500.0, norm_eps=0.1)
+    model = spread(llama(tied=False, n_inner=40, vocab_multiple=1, **numbers))
+    x, _ = tokens_and_targets()
+    logits, theirs = model(x), as_transformers(model, 4, 4, False, **numbers)
+    assert logits.shape == (3, 24, 120) and logits.std() > 0.2
+    limit = 1e-5 * logits.abs().max()
+    assert (logits - theirs(x).logits).abs().max() < limit
+    for name in numbers:  # the control: each counts
+        other = as_transformers(model, 4, 4, False, **{k: v for k, v in numbers.items() if k != name})
+        assert (logits - other(x).logits).abs().max() > 100 * limit
+    sizes = {k: v.shape for k, v in model.state_dict().items()}
+    assert sizes["blocks.1.mlp.down.weight"] == (64, 40) and sizes["head.weight"] == (120, 64)
+    assert scaling.num_params(model.shape) == sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def test_queries_and_keys_are_normalized_with_the_eps_of_the_norms():
+    x, _ = tokens_and_targets()
+    small, large = (spread(llama(qk_norm=True, norm_eps=eps)) for eps in (1e-5, 0.5))
+    for block in small.blocks:
+        block.attention_norm.eps = block.mlp_norm.eps = 0.5
+    small.norm.eps = 0.5
+    assert not torch.allclose(small(x), large(x), atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +357,7 @@ def test_no_logit_depends_on_a_later_token():
         (dict(n_kv_head=3), ["n_kv_head=3", "n_head=4"]),
         (dict(n_kv_head=8), ["n_kv_head=8", "n_head=4"]),
         (dict(n_kv_head=-2), ["n_kv_head=-2"]),
+        (dict(n_inner=100, mup_base=32), ["n_inner=100", "mup_base=32", "leave one of them out"]),
     ],
 )
 def test_shapes_that_do_not_work_out(shape, parts):
