@@ -14,10 +14,11 @@ number in matrix multiplications, 2 in bf16. In bytes, on a GPU that keeps n of 
     gathered       of shards: 4 for each weight of embedding, head and last norm, and of two blocks
 
 Copies of the gradient: one for each factor of 2 in the number of micro-steps, as halves are added up; one if there is
-another factor; the sum over ranks on its way; in shards the whole gradient of embedding and head until it is summed.
+another factor, in shards the whole gradient; the sum over ranks on its way. In shards the gradients of embedding and
+head are whole until they are summed. GPU hours are by the paper's FLOPs: what is computed again counts as nothing.
 
-These are counts of what torch takes in eager mode on a CPU, and the tests compare them with torch's own. On a GPU they
-are an upper bound. Flash attention keeps q, k, v, output and log-sum-exp, as on a CPU, but its output needs no copy
+These are counts of what torch takes in eager mode on a CPU, and the tests compare them with torch's own. On a GPU, where
+nothing was measured, they should be an upper bound: flash attention keeps q, k, v, output and log-sum-exp, as on a CPU, but its output needs no copy
 (e C fewer), and the kernel of RMSNorm keeps no normalized input (8 C fewer). Compiled blocks keep less again.
 """
 
@@ -116,22 +117,27 @@ def divisors(n):
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
+def gradient_bytes(config, shape, gpus, own):
+    """(as the last backward pass begins, at its end) of a GPU that keeps `own` parameters, see parallel.Gradients."""
+    shards, total = shard_size_of(config.parallel, gpus), micro_steps(config, gpus)
+    odd = odd_part(total)
+    in_turn = total // odd if shards > 1 else total  # passes whose gradients are halves of halves
+    halves = (in_turn & -in_turn).bit_length() - 1
+    one_by_one = 4 * (num_params(shape) if shards > 1 else own) if odd > 1 else 0  # in shards the whole gradient
+    of_output = 4 * shape.padded_vocab * shape.n_embd  # comes with the loss
+    return 4 * own * halves + one_by_one + of_output, 4 * own * (1 + (gpus > shards))  # and what is being summed
+
+
 def memory(config, shape, gpus):
     """{part: bytes per GPU at each of MOMENTS}; of GPUs in a group the first, which keeps the most."""
     c, e = config, 4 if config.dtype == "float32" else 2
-    shards, total = shard_size_of(c.parallel, gpus), micro_steps(c, gpus)
+    shards = shard_size_of(c.parallel, gpus)
     own, state = kept(shape, shards, c.optimizer)
     tokens, rows = c.micro_batch_size * c.seq_len, c.loss_rows or 0
     root, block, head = root_params(shape), block_params(shape), shape.padded_vocab * shape.n_embd
     whole_layer, again = layer_activations(shape, tokens, e), c.checkpoint_activations
 
-    # copies of the gradient: finished halves; a sum one by one; the sum over ranks on its way; the output matrix's own
-    in_turn = total // odd_part(total) if shards > 1 else total  # sums over shards in a step
-    halves = (in_turn & -in_turn).bit_length() - 1
-    one_by_one = odd_part(total) > 1
-    unsharded = 4 * num_params(shape) if one_by_one and shards > 1 else 0
-    begun = 4 * own * (halves + (one_by_one and shards == 1)) + unsharded + 4 * head
-    done = 4 * own * (1 + (gpus > shards))
+    begun, done = gradient_bytes(c, shape, gpus, own)
     by_halves = c.exact_sums and shards & (shards - 1) == 0 and shards > 2
     sent = 0 if shards == 1 else 12 if by_halves else 8  # per weight whose gradient is whole: it, buffers of its sum
 

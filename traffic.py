@@ -111,9 +111,8 @@ def traffic(config, shape, gpus, links, speed):
         together(reduce_scatter(links, size, shards, c.exact_sums), n) for size, n in ((blocks, L), (root, 1))
     )
     sums = total // odd_part(total)  # micro-steps with a reduce-scatter
-    norms = links.send(
-        (blocks + root) / shards, max(0, 1 - links.per_node / shards), 7 * L + 3
-    )  # rows of a tensor each
+    beyond = max(0, 1 - links.per_node / shards)
+    norms = links.send((blocks + root) / shards, beyond, 7 * L + 3)  # a rank's rows of each tensor go to one rank
     sent = (gather * 2 + gather_root) * total + (scatter + scatter_root) * sums + first + later + norms
     waited = total * (max(0, gather.seconds - micro_s / 3) + gather_root.seconds)
     waited += sums * scatter_root.seconds + later.seconds + norms.seconds
