@@ -17,9 +17,10 @@ Copies of the gradient: one for each factor of 2 in the number of micro-steps, a
 another factor, in shards the whole gradient; the sum over ranks on its way. In shards the gradients of embedding and
 head are whole until they are summed. GPU hours are by the paper's FLOPs: what is computed again counts as nothing.
 
-These are counts of what torch takes in eager mode on a CPU, and the tests compare them with torch's own. On a GPU, where
-nothing was measured, they should be an upper bound: flash attention keeps q, k, v, output and log-sum-exp, as on a CPU, but its output needs no copy
-(e C fewer), and the kernel of RMSNorm keeps no normalized input (8 C fewer). Compiled blocks keep less again.
+These are counts of what torch takes in eager mode on a CPU, and the tests compare them with torch's own; what shards
+gather, and GPUs, are on paper only. On a GPU they should be an upper bound. Flash attention keeps q, k, v, output and
+log-sum-exp, as on a CPU, but its output needs no copy (e C fewer); the kernel of RMSNorm keeps no normalized input (8 C
+fewer); compiled blocks keep less again.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The paper's 1B run of 100B tokens: FineWeb, 55,000 steps with a 1-sqrt cooldown over the last 20%. Nobody ran it here.
+"""The paper's 1B run of 100B tokens: FineWeb, 55,000 steps, a 1-sqrt cooldown over the last 20%. Not run here.
 
     python prepare_data.py HuggingFaceFW/fineweb:sample-100BT
     torchrun --nproc_per_node=4 train.py configs/1b.py

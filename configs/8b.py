@@ -1,4 +1,4 @@
-"""The paper's 8B run: Llama 3's model, 12B tokens of FineWeb-Edu, a 1-sqrt cooldown over 20%. Nobody ran it here.
+"""The paper's 8B run: Llama 3's model, 12B tokens of FineWeb-Edu, a 1-sqrt cooldown over the last 20%. Not run here.
 
     python prepare_data.py HuggingFaceFW/fineweb-edu:sample-100BT --tokens=12B
     torchrun --nnodes=6 --nproc_per_node=8 ... train.py configs/8b.py
@@ -6,7 +6,7 @@
 
 The paper's (Table 3 and section 3.3): the sizes, 4,096 tokens, 0.6M tokens per step, lr, warmup, lengths; on 48 GH200,
 each model over 4 of them. Its tokenizer has 128,256 words (Llama 3's): 8,030,261,248 parameters. Ours: GPT-2's
-tokenizer, so 7,391,678,464 parameters; shards in place of tensor parallelism; micro-batches, and all that is for memory.
+tokenizer, so 7,391,678,464 parameters; shards, not tensor parallelism; micro-batches, and all that is for memory.
 """
 
 name = "8b"
