@@ -55,18 +55,19 @@ ALONE = Alone()
 def path_of(folder, step):
     """Path of the checkpoint of the weights after `step` updates: a folder of shards if there is one, else a file."""
     shards = Path(folder) / f"step_{step:08d}"
-    return shards if shards.is_dir() else shards.with_suffix(".pt")
+    return shards if is_shards(shards) else shards.with_suffix(".pt")
 
 
-def is_there(path):
-    """Whether a checkpoint is at this path: a file, or a folder of shards."""
-    return path.is_file() or path.is_dir()
+def is_shards(path):
+    """Whether a path is a folder of shards, or what is left of one."""
+    return (path / MANIFEST).is_file() or any(path.glob("*_00000.pt"))
 
 
 def list_steps(folder):
     """Steps with a checkpoint in `folder`, increasing; other names are left alone."""
     steps = {int(p.stem[5:]) for p in Path(folder).glob("step_*") if NAME.fullmatch(p.name)}
-    return sorted(step for step in steps if is_there(path_of(folder, step)))
+    paths = {step: path_of(folder, step) for step in steps}
+    return sorted(step for step, path in paths.items() if path.is_file() or is_shards(path))
 
 
 def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
@@ -313,7 +314,7 @@ def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
     verified, and tensors stay in the file until they are used (those of a folder of shards have shapes only): a look at
     what it holds. Of a folder only `parts` are read, and what else there is.
     """
-    read = read_shards if Path(path).is_dir() else read_whole
+    read = read_shards if is_shards(Path(path)) else read_whole
     return together(lambda: read(Path(path), mmap, ranks, parts), ranks, errors=(ValueError,))
 
 

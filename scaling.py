@@ -4,6 +4,8 @@
     python scaling.py savings --cooldown_frac=0.2     # one run per length against one run with cooldowns
     python scaling.py plan --flops=1e21               # N, tokens, steps, batch and lr, with intervals
     python scaling.py plan --gpu_hours=512 --gpu=H100 --mfu=0.4 --law=law.json      # of `python -m laws`
+    python scaling.py memory configs/8b.py --gpus=48 --gpu=H100    # does it fit, and with which options? hours and cost
+    python scaling.py traffic configs/8b.py           # what 1 to 1,024 GPUs send each other; see traffic.py
 
 FLOPs are counted two ways, and the name says which: `train_flops` is the paper's own count, operation by operation;
 `train_flops_6nd` is 6 x parameters x tokens. At this size they differ by 1.2x (360M) to 1.7x (33M).
@@ -37,12 +39,29 @@ PEAK_FLOPS = {
 }  # fmt: skip
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Peak dense bf16 FLOP/s of a GPU by the name torch gives it; None where unknown (CPU, laptop chip, MIG slice)."""
+# GiB of memory, after the same sheets; where a GPU is sold with several sizes the smallest
+GPU_MEMORY = {
+    "A100": 40, "A100-SXM4-80GB": 80, "A100 80GB PCIe": 80, "A800": 80, "A30": 24, "A40": 48, "A10": 24,
+    "RTX A6000": 48, "H100": 80, "H100 NVL": 94, "H200": 141, "H800": 80, "GH200": 96,
+    "B200": 180, "GB200": 186,
+    "L4": 24, "L40": 48, "L40S": 48,
+    "RTX 3090": 24, "RTX 4090": 24, "RTX 5090": 32, "RTX 6000 Ada": 48,
+    "MI250X": 64,  # of each of its two dies, which torch counts as two GPUs
+    "MI300X": 192,
+}  # fmt: skip
+
+
+def look_up(table: dict, device_name: str):
+    """What a table says of a GPU by the name torch gives it; None where unknown (CPU, laptop chip, MIG slice)."""
     if re.search(r"\b(Laptop|Max-Q|MIG)\b", device_name):
         return None
-    found = [key for key in PEAK_FLOPS if re.search(rf"\b{re.escape(key)}\b", device_name, re.IGNORECASE)]
-    return PEAK_FLOPS[max(found, key=len)] if found else None
+    found = [key for key in table if re.search(rf"\b{re.escape(key)}\b", device_name, re.IGNORECASE)]
+    return table[max(found, key=len)] if found else None
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a GPU by the name torch gives it; None where unknown."""
+    return look_up(PEAK_FLOPS, device_name)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -388,14 +407,24 @@ def run(args=None):
     budget.add_argument("--mfu", type=number(above=0, most=1), help="share of the peak FLOP/s that training reaches")
     budget.add_argument("--law", help="JSON of python -m laws chinchilla")
     budget.add_argument("--batch_tokens", type=number(least=1), help="tokens per step, instead of the rule")
-    for command in (table, savings, budget):
+    import memory  # here, as they import train.py, which imports this file
+    import traffic
+
+    for command in (table, savings, budget, memory.add_command(commands), traffic.add_command(commands)):
         command.add_argument("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(args)
-    out = {"table": table_command, "savings": savings_command, "plan": plan_command}[args.command](args)
+    args, rest = parser.parse_known_args(args)
+    takes_options = {"memory": memory.memory_command, "traffic": traffic.traffic_command}  # of train.py
+    if args.command in takes_options:
+        out = takes_options[args.command](args, rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        out = {"table": table_command, "savings": savings_command, "plan": plan_command}[args.command](args)
+    printed = {"plan": print_plan, "memory": memory.print_memory, "traffic": traffic.print_traffic}
     if args.json:
         print(json.dumps(out))
-    elif args.command == "plan":
-        print_plan(out)
+    elif args.command in printed:
+        printed[args.command](out)
     else:
         print_table(out.get("models") or out["studies"], show)
 

@@ -264,10 +264,10 @@ def odd_files(state):
     nanogpt = {"model": weights, "optimizer": {}, "model_args": {}, "iter_num": 3, "config": {}}
     yield "weights.pt", weights, "holds weights alone, such as embedding.weight"
     yield "pytorch_model.bin", {"transformer.wte.weight": torch.zeros(2, 2)}, "holds weights alone"
-    yield "nanogpt.pt", nanogpt, "a checkpoint of nanoGPT, and lacks averages, progress, data, dataset"
+    yield "nanogpt.pt", nanogpt, "a checkpoint of nanoGPT, and lacks progress, data, dataset"
     yield "list.pt", [1, 2], "holds a list"
     yield "tensor.pt", torch.zeros(2), "holds a Tensor"
-    for part in ("model", "averages", "progress", "data", "config"):
+    for part in ("model", "progress", "data", "config"):
         yield f"no_{part}.pt", {k: v for k, v in state.items() if k != part}, f"lacks {part}:"
     yield "no_step.pt", state | {"progress": {}}, "lacks step"
     yield "new.pt", state | {"format": 2}, "has format 2, and this code reads 1"

@@ -14,6 +14,7 @@ from conftest import flat, launched, lines, same, tensors, two_ranks
 import checkpoint
 import evaluate
 import optim
+import parallel
 import planner
 import scaling
 import train as trainer
@@ -555,7 +556,7 @@ def test_a_skipped_update_advances_nothing(run, monkeypatch):
         step(optimizer)
 
     monkeypatch.setattr(optim.Rules, "step", counted)
-    monkeypatch.setattr(trainer, "Llama", Broken)
+    monkeypatch.setattr(parallel, "Llama", Broken)
     Broken.calls = 0
     state = run(**SHORT, optimizer="schedule_free")
     of_p = state["optimizer"]["state"][0]

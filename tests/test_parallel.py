@@ -26,7 +26,12 @@ def test_chunk_losses():
     assert alone.dtype == torch.float64 and not alone.requires_grad and (alone[:6] > 0).all() and alone[6] == 0
     assert alone.sum().item() == pytest.approx(model(x, y).item(), rel=1e-6)
     for world_size in (2, 3, 9):
-        parts = torch.stack([chunk_losses(model, val, "cpu", rank, world_size) for rank in range(world_size)])
+        parts = torch.stack(
+            [
+                chunk_losses(model, val, "cpu", SimpleNamespace(rank=r, world_size=world_size, shard_size=1))
+                for r in range(world_size)
+            ]
+        )
         assert torch.equal(parts.sum(0), alone)
         assert ((parts != 0).sum(0) <= 1).all()  # nothing is computed twice
     asked = []
@@ -141,8 +146,8 @@ def test_blocks_are_sent_while_the_backward_pass_goes_on(monkeypatch, total):
     rest = sum(p.numel() for p in model.parameters()) - 3 * in_block
     monkeypatch.setattr(Sum, "begun", [])
     monkeypatch.setattr(torch.distributed, "all_reduce", Sum)
-    gradients, own = Gradients(ranks, model, total), Gradients(Ranks("cpu"), alone, total)
-    ranks.groups = ["all"]
+    gradients, own = Gradients(ranks, model, model, total), Gradients(Ranks("cpu"), alone, alone, total)
+    ranks.across = ["all"]
     monkeypatch.setattr(Sum, "watched", model.blocks[0].attention_norm.weight)  # the last one of the blocks
     for _ in range(2):  # steps
         model.zero_grad()

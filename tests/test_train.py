@@ -15,9 +15,11 @@ from conftest import BASE, DEVICE, ENV, HERE, command, launched, lines, newest, 
 
 import checkpoint
 import evaluate
+import parallel
 import planner
 import schedules
 import train as trainer
+from model import Llama
 from train import Config
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -566,7 +568,7 @@ def test_z_loss_is_minimized_and_kept_apart_from_the_loss(run, tmp_path):
     assert same(run("z in two", z_loss=0.1), with_z)
 
 
-class Faulty(trainer.Llama):
+class Faulty(Llama):
     """Its loss is not a number on the calls in `bad`, counting from 0."""
 
     calls, bad = 0, ()
@@ -581,7 +583,7 @@ class Faulty(trainer.Llama):
 
 
 def test_update_with_bad_gradient_is_skipped(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "Llama", Faulty)
+    monkeypatch.setattr(parallel, "Llama", Faulty)
     Faulty.calls, Faulty.bad = 0, {6 * 12 + 3}  # one micro-batch of step 12
     state = run()
     assert state["progress"]["skipped"] == 1 and state["progress"]["step"] == 60
@@ -592,7 +594,7 @@ def test_update_with_bad_gradient_is_skipped(run, tmp_path, monkeypatch):
 
 
 def test_ten_bad_gradients_in_a_row_end_the_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "Llama", Faulty)
+    monkeypatch.setattr(parallel, "Llama", Faulty)
     Faulty.calls, Faulty.bad = 0, set(range(6 * 33, 6 * 50))  # the evaluation at step 40 falls into it
     with pytest.raises(FloatingPointError, match="10 gradients in a row"):
         run()
