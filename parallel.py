@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 
 import checkpoint
-import sharding
 from config import Mistake
 from devices import choose_device, to_device
 from model import Llama
@@ -188,7 +187,9 @@ class Ranks:
 def build(ranks, shape, seed):
     """(model, weights) on the device: what computes, and what is kept of it here, which is all unless in shards."""
     if ranks.shard_size > 1:
-        return sharding.shard(shape, seed, ranks)
+        from sharding import shard  # FSDP2 takes half a second to import
+
+        return shard(shape, seed, ranks)
     model = Llama(shape, seed).to(ranks.device)
     return model, model
 
@@ -273,8 +274,10 @@ class Gradients:
         """Scale the gradients so that the norm of all is at most `most`; return what it was, the same on all ranks."""
         if not self.in_shards:
             return torch.nn.utils.clip_grad_norm_(self.parameters, most)
+        from sharding import whole_norms
+
         gradients = [p.grad for p in self.parameters]
-        norm = torch.linalg.vector_norm(sharding.whole_norms(gradients, self.lengths, self.ranks))
+        norm = torch.linalg.vector_norm(whole_norms(gradients, self.lengths, self.ranks))
         torch._foreach_mul_(gradients, torch.clamp(most / (norm + 1e-6), max=1.0))  # as clip_grad_norm_ does
         return norm
 
