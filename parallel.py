@@ -164,6 +164,10 @@ class Ranks:
             dist.all_reduce(flat, group=group)
         return flat.tolist()
 
+    def shards(self):
+        """How the model lies on the ranks, for people; nothing if each has all of it."""
+        return f", each with 1/{self.shard_size} of the model" if self.shard_size > 1 else ""
+
     def told(self, signals):
         """Whether this rank got signals; of a model in shards whether any did, as all ranks have to know at once."""
         return bool(signals) if self.shard_size == 1 else self.sum(len(signals))[0] > 0

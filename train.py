@@ -276,7 +276,7 @@ def train_on(ranks, config):
             tokens, epochs = end * config.seq_len, ", ".join(f"{v:.2f} {k}" for k, v in stream.epochs(end).items())
             print(
                 f"{run}: {n_params:,} parameters, {'bf16' if bf16 else 'fp32'}, {'compiled' if compiled else 'eager'}, "
-                f"on {ranks.world_size} x {device.type}\n"
+                f"on {ranks.world_size} x {device.type}{ranks.shards()}\n"
                 f"step: {config.global_batch_size} sequences x {config.seq_len} = {tokens_per_step:,} tokens, "
                 f"{accum_steps} x {config.micro_batch_size} sequences per rank\n"
                 f"run: {config.total_steps:,} steps = {tokens:,} tokens, {tokens / n_params:.1f} per parameter, "
