@@ -40,7 +40,7 @@ import prepare_data
 import sample
 import vocab
 from config import Mistake, load
-from model import Llama
+from model import Llama, shape_of
 from train import Config, train
 
 ODD = [
@@ -113,7 +113,7 @@ def test_logits_are_ours(runs, tmp_path, kind):
     state = evaluate.read(path)
     assert differ(evaluate.build_model(state, path, "cpu"), theirs) < 1e-5
     assert theirs.config.tie_word_embeddings == ("untied" not in kind) and theirs.config.vocab_size == 257
-    raw = Llama(export.shape_of(state))  # the control: the weights as they are in the file, without folding
+    raw = Llama(shape_of(state))  # the control: the weights as they are in the file, without folding
     raw.load_state_dict(checkpoint.load(path)["model"])
     raw.factor_in = raw.factor_out = 1.0
     if kind in ("mup", "mup untied", "schedule_free"):

@@ -52,7 +52,7 @@ def test_an_exact_all_reduce_sends_what_gradients_hand_over(monkeypatch):
 def test_an_exact_reduce_scatter_sends_what_sums_by_halves_hand_over(monkeypatch):
     handed = []
     monkeypatch.setattr(
-        dist, "reduce_scatter_tensor", lambda parts, pairs, group: handed.append((group, pairs.nbytes - parts.nbytes))
+        dist, "reduce_scatter_single", lambda parts, pairs, group: handed.append((group, pairs.nbytes - parts.nbytes))
     )
     full = torch.zeros(16 * 6)
     SumByHalves(range(4))(torch.zeros(6), full, None, None)
