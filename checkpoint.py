@@ -95,8 +95,9 @@ def make_room(folder, path):
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*.tmp"):
         remove(stale)
-    for old in (path.with_suffix(""), path.with_suffix(".pt")):
-        if old.is_dir() or old.name != path.name:  # a file is replaced by a file
+    other = path.with_suffix("" if path.suffix else ".pt")  # a file is replaced by a file
+    for old in (path, other):
+        if is_shards(old) or old == other and old.is_file():
             remove(old)
 
 

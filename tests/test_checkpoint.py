@@ -223,6 +223,10 @@ def test_other_names_are_left_alone(folder):
     assert list_steps(folder) == [100, 200]
     save(folder, 400, make_state(400), keep=2)
     assert list_steps(folder) == [200, 400] and all((folder / name).exists() for name in names)
+    (folder / "step_00000500").mkdir()
+    (folder / "step_00000500/notes.txt").write_text("mine")
+    save(folder, 500, make_state(500), keep=2)
+    assert list_steps(folder) == [400, 500] and (folder / "step_00000500/notes.txt").read_text() == "mine"
 
 
 def test_pruning(tmp_path):
