@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Train on several machines under SLURM, for as long as it takes. Copy this file, and set what is yours.
 #
-#     sbatch configs/slurm.sh configs/360m.py --name=long --parallel=shard:8
+#     sbatch configs/slurm.sh configs/8b.py --name=long --parallel=shard:8
 #
 # Five minutes before its time is up every rank gets SIGTERM: the run saves a checkpoint at the end of the step and ends
 # with status 143. The job then goes back into the queue, and the same command goes on from there, to the bit. A run that
 # ends in any other way stays ended. All machines have to see the same files: this folder, the data, and runs/.
 #SBATCH --job-name=pretrain
-#SBATCH --nodes=2
+#SBATCH --nodes=6
 #SBATCH --ntasks-per-node=8           # a rank for each GPU
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
