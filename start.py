@@ -44,6 +44,7 @@ PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # dict
 
 def state_of(weights, optimizer, averages, progress, stream, config):
     """What a checkpoint of a run holds, but for the versions it is computed with; of a model in shards this rank's."""
+    history = [(first, mix) for first, mix in stream.history if first < progress.position]  # what is ahead may change
     return {
         "format": FORMAT,
         "model": weights.state_dict(),
@@ -51,7 +52,7 @@ def state_of(weights, optimizer, averages, progress, stream, config):
         "optimizer": optimizer.state_dict(),
         "averages": {name: average.state_dict() for name, average in averages.items()},
         "progress": dataclasses.asdict(progress),
-        "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
+        "data": {"history": history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
         "config": to_record(config),
     }
 
