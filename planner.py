@@ -4,7 +4,8 @@
     roots = plan(study, runs)                        # first segments of the trees that the runs form
 
 Runs that differ in schedule and length only, and whose learning rates are equal up to some step, are one run up to
-there. A `Segment` is a piece of training between two such partings; its last checkpoint is where the next ones start.
+there; so are those whose cooldowns train on other data, up to the cooldown. A `Segment` is a piece of training between
+two such partings; its last checkpoint is where the next ones start.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ class Progress:
     train_s: float = 0.0  # seconds spent in updates
     train_loss: float | None = None  # of the last update
     lr_changed_at: int | None = None  # step from which on the learning rates are not those of one run from step 0
-    losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
+    losses: dict | None = None  # by name: val_loss, those of averages and further sets, if this step was evaluated
 
 
 # ----------------------------------------------------------------------------------------------------------------------

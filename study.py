@@ -17,9 +17,10 @@ their product; `grids` is a list of dicts of the same kind, side by side, on top
     ]
 
 Runs that differ in schedule and length only have equal learning rates up to some step, and up to there they are one
-run. So they form a tree: shared segments are trained once, and branched from their last checkpoint, which gives the
-bits of a run trained alone, with as many threads: OMP_NUM_THREADS, or else the cores divided by --jobs. As many workers
-as --jobs says train one segment after another; with --launch every segment is a command of its own, as with --print.
+run; those whose `cooldown_dataset` differs, too, up to the cooldown. So they form a tree: shared segments are trained
+once, and branched from their last checkpoint, which gives the bits of a run trained alone, with as many threads:
+OMP_NUM_THREADS, or else the cores divided by --jobs. As many workers as --jobs says train one segment after another;
+with --launch every segment is a command of its own, as with --print.
 
 A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in output.txt; runs/<study>/shared/ has the
 segments; results.csv, a row per run, comes last. Runs that are finished are not trained again.
