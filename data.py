@@ -201,6 +201,16 @@ def first_dataset(spec):
     return dataset_of(next(iter(parse_mix(spec))))
 
 
+def val_datasets(val_dataset, dataset):
+    """Names of the datasets on whose validation splits a run with these options is evaluated, in their order."""
+    if val_dataset is None:
+        return [first_dataset(dataset)]
+    names = [name.strip() for name in val_dataset.split(",")]
+    if not all(names) or len({*names}) < len(names):
+        raise Mistake(f"val_dataset={val_dataset!r}: expected NAME or NAME,NAME, as in a,b; each name once")
+    return names
+
+
 def deal(positions, weights):
     """Deal positions (int64 array) to sources, evenly by integer weights: (source, position within the source), arrays.
 
@@ -231,7 +241,7 @@ class TrainStream:
     """The endless training stream.
 
     data_dir   folder of the dataset folders
-    history    [(first position, mix)], increasing. As a rule one, [(0, "a")]; a cooldown with another mix adds one,
+    history    [(first position, mix)], increasing. As a rule one, [(0, "a")]; a cooldown on another mix adds one,
                [(0, "a"), (50_000, "a:0.5,b:0.5")], and each source then goes on behind what it has given before;
                of "a", "a@10M" and "a@20M" each is a source of its own, and begins at its own first epoch
     seq_len    tokens in a sequence, T
@@ -240,7 +250,7 @@ class TrainStream:
     """
 
     def __init__(self, data_dir, history, seq_len, data_seed, position=0):
-        self.history, self.seq_len, self.data_seed = history, seq_len, data_seed
+        self.history, self.seq_len, self.data_seed, self.first = history, seq_len, data_seed, position
         self.segments = []  # (first position, {source: weight}, {source: sequences given before})
         for start, mix in history:
             self.segments.append((start, parse_mix(mix), self.given(start) if self.segments else {}))
@@ -271,8 +281,14 @@ class TrainStream:
         return self.bins[source].size // self.seq_len - 1
 
     def epochs(self, position):
-        """What a log says of how often the data were gone through before `position`: "epochs", in a mix of each."""
-        of = {source: n / self.sequences(source) for source, n in self.given(position).items() if source in self.bins}
+        """What a log says of how often the data were gone through before `position`: "epochs", in a mix of each.
+
+        The data are those of the last sequence before it, whatever came earlier and is still to come.
+        """
+        last = max(self.first, position - 1)
+        sources = [weights for start, weights, _ in self.segments if start <= last][-1]
+        given = self.given(position)
+        of = {source: given.get(source, 0) / self.sequences(source) for source in sources}
         return {"epochs" if len(of) == 1 else f"epochs/{source}": round(n, 4) for source, n in of.items()}
 
     def locate(self, position, count):
@@ -348,23 +364,57 @@ def check_tokenizer(state, path, dataset, meta):
         )
 
 
-def open_data(config, start):
-    """(TrainStream, ValSet) of a run, held against each other and against what its checkpoint was trained on.
+def cooldown_start(config, schedule):
+    """The first step of a run's cooldown: updates from it on take `cooldown_dataset`; None without a cooldown."""
+    start = schedule.keywords.get("start")
+    return start if start != config.total_steps else None
 
-    config   options of train.py
-    start    start.Start
+
+def check_sources(config, schedule):
+    """Raise Mistake for names of datasets that make no sense, wherever their bins are."""
+    val_datasets(config.val_dataset, config.dataset)
+    if config.cooldown_dataset and cooldown_start(config, schedule) is None:
+        raise Mistake(
+            f"cooldown_dataset={config.cooldown_dataset!r}: this schedule, {config.schedule!r}, does not end in a "
+            "cooldown; choose one that does, such as wsd, or leave it out"
+        )
+
+
+def history_of(config, schedule, before, position):
+    """[(first position, mix)] of a run: what it was trained on `before` a position, and what it will be from there on.
+
+    So a branch may change the mix from its first step on, and a cooldown may have its own.
+    """
+    history, ahead = list(before), [(position, config.dataset)]
+    if config.cooldown_dataset:
+        turn = cooldown_start(config, schedule) * config.global_batch_size
+        ahead = ahead[: turn > position] + [(max(turn, position), config.cooldown_dataset)]
+    for first, mix in ahead:
+        if not history or history[-1][1] != mix:
+            history.append((first, mix))
+    return history
+
+
+def open_data(config, start, schedule):
+    """(TrainStream, {"": ValSet, "/b": another}) of a run, held against each other and against what its checkpoint saw.
+
+    The keys are what the names of losses end in: of the first validation set in nothing, of a further one in its name.
+
+    config    options of train.py
+    start     start.Start
+    schedule  that of the run, which says where its cooldown begins
     """
     before, position = start.state["data"], start.state["progress"].get("position", 0)
-    history = list(before["history"])
-    if not history or history[-1][1] != config.dataset:  # a branch may change the mix, from its first step on
-        history.append((position, config.dataset))
+    history = history_of(config, schedule, before["history"], position)
     stream = TrainStream(config.data_dir, history, config.seq_len, config.data_seed, position)
     if start.path:
-        check_tokenizer(start.state, start.path, config.dataset, next(iter(stream.meta.values())))
+        check_tokenizer(start.state, start.path, *next(iter(stream.meta.items())))
     for name, sha256 in before["sha256"].items():
         if stream.sha256.setdefault(name, sha256) != sha256:
             raise Mistake(f"dataset {name!r} is not what {start.path} was trained on: restore it, or start another run")
-    val_dataset = config.val_dataset or first_dataset(config.dataset)
-    val = ValSet(Path(config.data_dir) / val_dataset, config.seq_len, config.eval_tokens)
-    kind_of(stream.meta | {val_dataset: val.meta})
-    return stream, val
+    val_sets, metas = {}, dict(stream.meta)
+    for name in val_datasets(config.val_dataset, config.dataset):
+        val = ValSet(Path(config.data_dir) / name, config.seq_len, config.eval_tokens)
+        val_sets[f"/{name}" if val_sets else ""], metas[name] = val, val.meta
+    kind_of(metas)
+    return stream, val_sets

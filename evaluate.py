@@ -25,7 +25,7 @@ import averaging
 import checkpoint
 import optim
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
-from data import ValSet, check_tokenizer, first_dataset
+from data import ValSet, check_tokenizer, val_datasets
 from devices import autocast, choose_device, use_bf16
 from model import load_model, shape_of
 from parallel import chunk_losses
@@ -139,8 +139,8 @@ class Task:
 
 
 def val_folder(args, config):
-    """The dataset on which a run with these options is evaluated."""
-    name = args.dataset or config["val_dataset"] or first_dataset(config["dataset"])
+    """The dataset on which a run with these options is evaluated, the first of several."""
+    name = args.dataset or val_datasets(config["val_dataset"], config["dataset"])[0]
     return Path(args.data_dir or config["data_dir"]) / name
 
 
@@ -311,7 +311,7 @@ def run(args=None):
     parser.add_argument("--weights", help=f"of --merge: {', '.join(averaging.MERGE_SHAPES)}; default: uniform")
     parser.add_argument("--out", help="of --merge: save the result as a checkpoint under a new name")
     parser.add_argument("--points", type=whole(least=2), help="of --interpolate; default: 11")
-    parser.add_argument("--dataset", help="whose validation split; default: the run's own")
+    parser.add_argument("--dataset", help="whose validation split; default: the run's own, the first of several")
     parser.add_argument("--data_dir", help="folder of the datasets; default: the run's own")
     parser.add_argument("--tokens", type=whole(least=0), default=0, help="only the first so many; 0: all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")

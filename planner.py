@@ -4,7 +4,8 @@
     roots = plan(study, runs)                        # first segments of the trees that the runs form
 
 Runs that differ in schedule and length only, and whose learning rates are equal up to some step, are one run up to
-there. A `Segment` is a piece of training between two such partings; its last checkpoint is where the next ones start.
+there; so are those whose cooldowns train on other data, up to the cooldown. A `Segment` is a piece of training between
+two such partings; its last checkpoint is where the next ones start.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import json
 import os
 import statistics
 import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +27,7 @@ import optim
 import scaling
 from checkpoint import list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
-from data import ValSet, first_dataset, read_meta
+from data import ValSet, cooldown_start, first_dataset, read_meta, val_datasets
 from model import Llama, Shape
 from tracking import lines_up_to, read_json
 from train import MAX_SKIPS, Config, check, every, make_schedule, train
@@ -154,7 +156,8 @@ def check_folder(folder, runs, path):
 
 def options_of_result():
     """The options that make runs different, but for where they start: a study decides that."""
-    return [name for name in names(Config, "model", "run", "schedule", "average", "result") if name != "init_from"]
+    kinds = "model", "run", "schedule", "mix", "average", "result"
+    return [name for name in names(Config, *kinds) if name != "init_from"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -250,20 +253,28 @@ def flags_of(config):
 
 
 def group_of(config):
-    """Text that is equal for runs that differ in schedule and length only, or in what changes no result.
+    """Text that is equal for runs that differ in schedule, length and a cooldown's data only, or in no result.
 
     Only what differs from the defaults is in it, so that it stays when an option is added. An optimizer that reads the
     length of the run makes runs of other lengths other runs from their first step.
     """
-    apart = {*names(Config, "schedule")} - {*optim.OPTIMIZERS[config.optimizer].facts}
+    apart = {*names(Config, "schedule", "mix")} - {*optim.OPTIMIZERS[config.optimizer].facts}
     values = {name: getattr(config, name) for name in options_of_result() if name not in apart}
     return json.dumps({k: values[k] for k in sorted(values) if values[k] != getattr(Config, k)})
 
 
 @functools.cache
 def factors_of(config):
-    """The learning-rate factor of every update of a run: (total_steps,) fp64."""
-    return np.array(list(map(make_schedule(config), range(config.total_steps))))
+    """What tells updates of one group apart: (total_steps,), the learning-rate factor of each, fp64.
+
+    With another dataset in the cooldown they are complex: each has a number for its data beside it, 0 up to there.
+    """
+    schedule = make_schedule(config)
+    factors = np.array(list(map(schedule, range(config.total_steps))))
+    if config.cooldown_dataset:
+        factors = factors.astype(complex)
+        factors.imag[cooldown_start(config, schedule) :] = zlib.crc32(config.cooldown_dataset.encode())
+    return factors
 
 
 def shared_already(study, config):
@@ -274,15 +285,20 @@ def shared_already(study, config):
     found = {}
     for file in sorted((Path(config.out_dir) / study / "shared").glob("*/config.json")):
         there = Config(**from_record(Config, read_json(file), file, warn=False))
-        found[group_of(there), factors_of(schedule_only(there))[: there.stop_at].tobytes()] = (
+        found[group_of(there), in_bytes(factors_of(schedule_only(there))[: there.stop_at])] = (
             f"{study}/shared/{file.parent.name}"
         )
     return found
 
 
+def in_bytes(factors):
+    """Factors as bytes, which are equal where the factors are."""
+    return (factors if factors.imag.any() else factors.real).tobytes()
+
+
 def schedule_only(config):
-    """A config of the same schedule, all else at its default: one key for `factors_of`."""
-    return Config(**{name: getattr(config, name) for name in names(Config, "schedule")})
+    """A config of the same schedule and cooldown, all else at its default: one key for `factors_of`."""
+    return Config(**{name: getattr(config, name) for name in names(Config, "schedule", "mix")})
 
 
 def plan(study, runs):
@@ -308,10 +324,12 @@ def plan(study, runs):
             raise Mistake(f"runs {' and '.join(ended)} are the same, learning rate by learning rate: leave one out")
         config = runs[ended[0] if ended else members[0]]
         if not ended:
-            what = group_of(config), one[:end].tobytes()
+            what = group_of(config), in_bytes(one[:end])
             digest = hashlib.sha256(what[0].encode() + what[1]).hexdigest()[:8]
             name = there.get(what, f"{study}/shared/{digest}-{end}")
             config = dataclasses.replace(config, name=name, stop_at=end)
+            if not one[:end].imag.any():  # it ends before the cooldown, and is that of runs with any data there
+                config = dataclasses.replace(config, cooldown_dataset=None)
         if parent:
             config = dataclasses.replace(config, init_from=str(parent.checkpoint))
         segment = Segment(start, end, config, ended[0] if ended else None, members[0], parent)
@@ -400,7 +418,9 @@ def for_a_trial(config, folder):
         "warmup_steps": 0,
         "total_steps": min(max(steps, TRIAL_STEPS[0]), TRIAL_STEPS[1]),
     }
-    own |= {"eval_tokens": min(eval_tokens(config), chunk_tokens(config)), "stop_at": None, "save_at": ()}
+    one = dataclasses.replace(config, val_dataset=val_datasets(config.val_dataset, config.dataset)[0])
+    own |= {"val_dataset": one.val_dataset, "eval_tokens": min(eval_tokens(one), chunk_tokens(config))}
+    own |= {"stop_at": None, "save_at": ()}
     return Config(**alike | own | {"out_dir": str(folder)})
 
 
@@ -463,9 +483,9 @@ def due(interval, first, last):
 
 
 def eval_tokens(config):
-    """Tokens that an evaluation predicts."""
-    val_dataset = config.val_dataset or first_dataset(config.dataset)
-    return config.eval_tokens or read_meta(Path(config.data_dir) / val_dataset)["splits"]["val"]["tokens"] - 1
+    """Tokens that an evaluation predicts, over all validation sets."""
+    folders = [Path(config.data_dir) / name for name in val_datasets(config.val_dataset, config.dataset)]
+    return sum(config.eval_tokens or read_meta(folder)["splits"]["val"]["tokens"] - 1 for folder in folders)
 
 
 def chunk_tokens(config):

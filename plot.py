@@ -10,11 +10,13 @@
     python plot.py envelope results.csv                             # loss against FLOPs, over model sizes (12 left)
     python plot.py diagonal results.csv                             # cosine against cooldown (12 right)
     python plot.py methods results.csv --baseline=adamw             # loss over length, and minus a baseline's (11)
+    python plot.py mix results.csv                                  # ... on all validation sets, by what was trained on
     python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
     python plot.py certificate runs/tune_small                      # of tune.py: loss around the best settings
 
-Runs that differ in their seeds alone become a mean, with the standard deviation of single runs as a bar. Numbers in
-brackets are the figures of Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of results/.
+Runs that differ in their seeds alone become a mean, with the standard deviation of single runs as a bar. Of runs with
+several validation sets, losses are on the first, or on that of --val_dataset. Numbers in brackets are the figures of
+Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of results/.
 """
 
 import json
@@ -60,6 +62,11 @@ LOSS = "validation loss (nats per token)"
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Looks
+
+
+def rows_of(args):
+    """The rows of the results that a command asks for."""
+    return tables.measured_on(read_results(args.results, args.only), args.val_dataset)
 
 
 def styles(lines):
@@ -198,6 +205,7 @@ def plot_curves(args):
     """Validation losses of runs and of the first one's averages; learning rates below (Figures 1, 3 left, 10)."""
     paths = tables.find_runs(args.runs)
     logs = [tables.read_log(path) for path in paths]
+    logs = [(training, tables.measured_on(losses, args.val_dataset), name) for training, losses, name in logs]
     named = name_runs(paths, [name for *_, name in logs])
     kinds = [kind for kind, _ in named]
     order = sorted(range(len(logs)), key=lambda i: (kinds.index(kinds[i]), logs[i][1][-1]["step"]))  # shorter first
@@ -206,7 +214,7 @@ def plot_curves(args):
     seen = set()  # a branch begins where it leaves the run that it is of
     for i in order:
         (training, evaluation, _), (kind, label) = logs[i], named[i]
-        own = from_branch([(x["step"], x["val_loss"]) for x in evaluation], seen)
+        own = from_branch([(x["step"], x["val_loss"]) for x in evaluation if "val_loss" in x], seen)
         curves.append((kind, label, [point for point in own if point[0] >= args.from_step]))
         rates.append((label, rates_of(training, own[0][0])))
         for loss in AVERAGES if i == 0 else ():
@@ -229,7 +237,7 @@ def plot_curves(args):
 
 def plot_lr(args):
     """Final loss against peak learning rate, a panel per size and density, a line per schedule (Figures 3, 21)."""
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     several = len({row["n_params"] for row in rows}) > 1
     if several:  # they have lengths in tokens per parameter in common, rather than in steps
         rows = [row | {"tokens_per_param": float(f"{row['tokens'] / row['n_params']:.2g}")} for row in rows]
@@ -251,7 +259,7 @@ def plot_lr(args):
 
 def plot_cooldown_length(args):
     """Final loss against the cooldown's length, a panel per length of the run; cosine's level (Figures 5, 19, 20)."""
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     length = ["n_params", "total_steps"]
     lengths = grouped(tables.pick(rows, "wsd"), length)
     figure, panels = panels_for([row for row in rows if tuple(map(row.get, length)) in lengths], length)
@@ -275,7 +283,7 @@ def plot_cooldown_length(args):
 
 def plot_cooldown_shape(args):
     """The shapes of cooldowns, and the final loss of each (Figures 16-18)."""
-    rows = tables.pick(read_results(args.results, args.only), "wsd")
+    rows = tables.pick(rows_of(args), "wsd")
     shapes = {shape: runs for (shape,), runs in grouped(rows, ["cooldown_shape"]).items()}
     best_first = sorted(shapes, key=lambda shape: np.mean([row["val_loss"] for row in shapes[shape]]))
     alike = [c for c in (*settings(rows), *tables.SEEDS) if c != "cooldown_shape"]
@@ -320,7 +328,7 @@ def plot_interpolation(args):
 
 def plot_envelope(args):
     """Loss against training FLOPs over model sizes, with the lower envelope of each schedule (Figure 12 left)."""
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     sizes, reached = sorted({row["n_params"] for row in rows}), {called(row): [] for row in rows}  # (FLOPs, loss)
     look = styles([(kind, (kind, size)) for kind in reached for size in sizes])
     figure, axes = plt.subplots(figsize=(6.5, 5.4))
@@ -347,7 +355,7 @@ def plot_envelope(args):
 
 def plot_diagonal(args):
     """Cosine against cooldown and averages at equal size and length, in perplexity (Figure 12 right)."""
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     cosines = tables.at_best(tables.pick(rows, *tables.COSINES), same=tables.CELL)
     named = " and ".join({called(row): 0 for row in cosines})
     found = []
@@ -382,7 +390,7 @@ def plot_diagonal(args):
 
 def plot_averages(args):
     """Final losses of schedules and averages over the run's length, a panel per model size (Figures 10, 23, 26)."""
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     others = [(schedule, "val_loss") for (schedule,) in grouped(rows, ["schedule"]) if schedule != "constant"]
     figure, panels = panels_for(rows, ["n_params"])
     drawn = [[] for _ in panels]
@@ -408,7 +416,7 @@ def plot_methods(args):
 
     A method is what its runs are called; a part of that all have in common is left out.
     """
-    rows = read_results(args.results, args.only)
+    rows = rows_of(args)
     names = {called(row): called(row).split(", ") for row in rows}
     common = set.intersection(*map(set, names.values())) if len(names) > 1 else set()
     names = {name: ", ".join(part for part in parts if part not in common) for name, parts in names.items()}
@@ -446,6 +454,46 @@ def plot_methods(args):
     left.set(ylabel=LOSS)
     right.set(title=f"minus {args.baseline}, seed by seed", ylabel="difference (nats, ± standard error)")
     return finish(figure, "Final loss over the length of the run", f"left: {spread(lines)}", look)
+
+
+def plot_mix(args):
+    """Final losses on all validation sets by the data of runs and of their cooldowns, and minus the trunk's.
+
+    The trunk's are those of runs that cool down on what they began with, as other runs did that have other data then.
+    """
+    rows = rows_of(args)
+    variants = grouped(rows, ["dataset", "cooldown_dataset"])
+    trunks = [(dataset, None) for dataset in dict.fromkeys(dataset for dataset, cooldown in variants if cooldown)]
+    if len(trunks) != 1 or trunks[0] not in variants:
+        raise Mistake("expected runs of one dataset, some with a cooldown_dataset and some without: choose by --only")
+    alike = [c for c in (*settings(rows), *tables.SEEDS) if c not in ("dataset", "cooldown_dataset")]
+    trunk = {tuple(map(row.get, alike)): row for row in variants[trunks[0]]}
+    order = sorted(variants, key=lambda variant: (variant not in trunks, variant[1] is None))
+    names = [dataset + (f",\nthen {cooldown}" if cooldown else "") for dataset, cooldown in order]
+    losses = ["val_loss", *(f"val_loss/{name}" for name in tables.val_sets(rows))]
+    figure, panels = plt.subplots(len(losses), 2, figsize=(11.5, 1 + 2.8 * len(losses)), sharey=True, squeeze=False)
+    dots = {"color": "0.1", "marker": "o", "capsize": 3, "elinewidth": 1}
+    for (left, right), loss in zip(panels, losses, strict=True):
+        for i, (variant, name) in enumerate(zip(order, names, strict=True)):
+            values = [row[loss] for row in variants[variant]]
+            pairs = [(row, trunk.get(tuple(map(row.get, alike)))) for row in variants[variant]]
+            above = [row[loss] - other[loss] for row, other in pairs if other and other is not row]
+            left.errorbar(np.mean(values), i, xerr=np.nan_to_num(tables.std(values)), **dots)
+            told = f"{' '.join(name.split())}: {loss} {np.mean(values):.4f} ± {tables.std(values):.4f}"
+            if above:
+                error = tables.std(above) / math.sqrt(len(above))
+                right.errorbar(np.mean(above), i, xerr=np.nan_to_num(error), **dots)
+                told += f", minus the trunk's {np.mean(above):+.4f} ± {error:.4f}"
+                told += f" (standard error, {span([len(above)], 'pair')})"
+            print(told)
+        left.set(xlabel=f"{loss} (nats per token)")
+        right.set(xlabel="minus the first, seed by seed (± standard error)")
+        right.axvline(0, color="0.3", lw=0.8)
+        left.set_yticks(range(len(names)), names, fontsize=8)
+    panels[0, 0].invert_yaxis()
+    bars = spread_of([len(runs) for runs in variants.values()])
+    figure.suptitle(f"Final loss by the data of the run and of its cooldown\nleft: {bars}", fontsize=10)
+    return figure
 
 
 def plot_cost(args):
@@ -502,12 +550,13 @@ def plot_certificate(args):
 
 
 FIGURES = (plot_schedules, plot_curves, plot_interpolation, plot_lr, plot_cooldown_length, plot_cooldown_shape)
-FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_methods, plot_cost, plot_certificate)
+FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_methods, plot_mix, plot_cost, plot_certificate)
 
 
 def run(args=None):
     parser = config.Parser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="FIGURE")
+    further = "draw the losses on this validation set, a further one of runs that have several; default: the first"
     for plot in FIGURES:  # plot_lr is the command `lr`
         name = plot.__name__.removeprefix("plot_")
         figure = commands.add_parser(name, help=plot.__doc__, description=plot.__doc__)
@@ -522,6 +571,7 @@ def run(args=None):
         elif plot is plot_curves:
             figure.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
             figure.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before it")
+            figure.add_argument("--val_dataset", help=further)
         elif plot is plot_certificate:
             figure.add_argument("certificate", help="certificate.json of tune.py, or its folder")
         elif plot is plot_interpolation:
@@ -530,13 +580,17 @@ def run(args=None):
             figure.add_argument("results", nargs="+", help="results.csv of a study, or its folder; several are joined")
             if plot is plot_methods:
                 figure.add_argument("--baseline", required=True, help="as the legend calls it, such as adamw")
+            figure.add_argument("--val_dataset", help=further)
             figure.add_argument("--only", nargs="+", default=[], metavar="COLUMN=VALUE,...", help="these rows only")
 
     args = parser.parse_args(args)
     out = Path(args.out)
     if out.suffix not in (".png", ".svg", ".pdf") or not out.parent.is_dir():
         raise Mistake(f"--out={out}: expected a .png, .svg or .pdf in a folder that is there")
-    args.plot(args).savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
+    figure = args.plot(args)
+    if getattr(args, "val_dataset", None):
+        figure.suptitle(f"{figure.get_suptitle()}, on {args.val_dataset}")
+    figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
     plt.close("all")
     print(out)
 

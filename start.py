@@ -33,7 +33,7 @@ class Progress:
     train_s: float = 0.0  # seconds spent in updates
     train_loss: float | None = None  # of the last update
     lr_changed_at: int | None = None  # step from which on the learning rates are not those of one run from step 0
-    losses: dict | None = None  # val_loss and those of the averages, if this step was evaluated
+    losses: dict | None = None  # by name: val_loss, those of averages and further sets, if this step was evaluated
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -44,6 +44,7 @@ PARTS = ("model", "optimizer", "averages", "progress", "data", "config")  # dict
 
 def state_of(weights, optimizer, averages, progress, stream, config):
     """What a checkpoint of a run holds, but for the versions it is computed with; of a model in shards this rank's."""
+    history = [(first, mix) for first, mix in stream.history if first < progress.position]  # what is ahead may change
     return {
         "format": FORMAT,
         "model": weights.state_dict(),
@@ -51,7 +52,7 @@ def state_of(weights, optimizer, averages, progress, stream, config):
         "optimizer": optimizer.state_dict(),
         "averages": {name: average.state_dict() for name, average in averages.items()},
         "progress": dataclasses.asdict(progress),
-        "data": {"history": stream.history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
+        "data": {"history": history, "sha256": stream.sha256, "tokenizer": stream.tokenizer},
         "config": to_record(config),
     }
 

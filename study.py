@@ -17,9 +17,10 @@ their product; `grids` is a list of dicts of the same kind, side by side, on top
     ]
 
 Runs that differ in schedule and length only have equal learning rates up to some step, and up to there they are one
-run. So they form a tree: shared segments are trained once, and branched from their last checkpoint, which gives the
-bits of a run trained alone, with as many threads: OMP_NUM_THREADS, or else the cores divided by --jobs. As many workers
-as --jobs says train one segment after another; with --launch every segment is a command of its own, as with --print.
+run; those whose `cooldown_dataset` differs, too, up to the cooldown. So they form a tree: shared segments are trained
+once, and branched from their last checkpoint, which gives the bits of a run trained alone, with as many threads:
+OMP_NUM_THREADS, or else the cores divided by --jobs. As many workers as --jobs says train one segment after another;
+with --launch every segment is a command of its own, as with --print.
 
 A run is runs/<study>/<name>/ as train.py leaves it, with what it printed in output.txt; runs/<study>/shared/ has the
 segments; results.csv, a row per run, comes last. Runs that are finished are not trained again.
@@ -53,7 +54,7 @@ from checkpoint import written
 from config import Mistake, Parser, load, main, whole
 from data import dataset_of, parse_mix, read_meta, within_limit
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
-from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv
+from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv, val_sets
 from tracking import clock, is_locked
 from train import Config, make_schedule, train
 
@@ -375,9 +376,9 @@ def cooldown_of(config):
 def print_results(rows):
     """Print final losses: mean and standard deviation over runs that differ in their seeds only."""
     columns = settings(rows)
-    groups = grouped(rows, columns)
+    groups, further = grouped(rows, columns), [f"/{name}" for name in val_sets(rows)]
     names = labels([dict(zip(columns, key, strict=True)) for key in groups])
-    heads = {loss: averaged(loss, rows) for loss in AVERAGES}
+    heads = {f"{loss}{of}": averaged(f"{loss}{of}", rows) for of in ("", *further) for loss in AVERAGES}
     table = []
     for name, runs in zip(names, groups.values(), strict=True):
         table.append({"run": name, "seeds": len(runs)})
@@ -416,7 +417,8 @@ def check_room(folder, waiting):
 def check_data(configs):
     """Raise Mistake unless all datasets are there, with as many tokens as are asked for."""
     for config in configs:
-        for source in parse_mix(config.dataset):
+        cooldown = parse_mix(config.cooldown_dataset) if config.cooldown_dataset else {}
+        for source in parse_mix(config.dataset) | cooldown:
             meta = read_meta(Path(config.data_dir) / dataset_of(source))
             within_limit(source, meta["splits"]["train"]["tokens"])
 

@@ -28,12 +28,13 @@ ARCHIVE = "logs.jsonl.gz"  # in the folder of a study's results: the logs of all
 SHAPE = inspect.signature(schedules.wsd).parameters["cooldown_shape"].default  # of a cooldown whose config names none
 
 # Columns of results.csv: text, results, seeds; all others are settings, and runs that differ in one are different runs
-TEXT = ("name", "schedule", "cooldown_shape", "dataset", "optimizer")
+TEXT = ("name", "schedule", "cooldown_shape", "dataset", "cooldown_dataset", "val_dataset", "optimizer")
 AVERAGES = {"val_loss": "weights as they are", "val_loss_window": "window", "val_loss_ema": "EMA"}
 RESULTS = ("flops", "flops_paid", "train_s", "train_s_paid", "train_loss", "window_steps", *AVERAGES)
 SEEDS = ("seed", "data_seed")
 ALWAYS = ("name", "schedule", "total_steps", "lr", "seed", "n_params", "tokens", *RESULTS[:4])
-CELL = ("dataset", "n_params", "n_layer", "n_embd", "total_steps", "tokens")  # what compared runs have in common
+# What compared runs have in common
+CELL = ("dataset", "cooldown_dataset", "n_params", "n_layer", "n_embd", "total_steps", "tokens")
 COSINES = ("cosine", "onecycle")
 SCHEDULES = {"onecycle": "cosine (OneCycle)", "wsd": "cooldown"}  # the others are called by their names
 FIRST = ("n_params", "total_steps", "cooldown_frac", "lr")  # settings that a label says before all others
@@ -47,6 +48,28 @@ def settings(rows):
     """The columns that say how runs were made."""
     columns, others = dict.fromkeys(c for row in rows for c in row), ("name", *SEEDS, *RESULTS)
     return [c for c in columns if c not in others and not c.startswith(("val_loss", "epochs"))]
+
+
+def val_sets(rows):
+    """Names of the further validation sets that the losses of rows are on: "b" of a column "val_loss/b"."""
+    further = (c.partition("/")[2] for row in rows for c in row if c.startswith("val_loss") and "/" in c)
+    return list(dict.fromkeys(further))
+
+
+def measured_on(rows, val_set):
+    """Rows with the losses on a further validation set in place of those on the first; as they are for None."""
+    if val_set is None:
+        return rows
+    if val_set not in val_sets(rows):
+        there = ", ".join(val_sets(rows)) or "none"
+        raise Mistake(f"--val_dataset={val_set}: these runs have no losses on it; further validation sets: {there}")
+    found = []
+    for row in rows:
+        losses = {c: v for c, v in row.items() if c.startswith("val_loss")}
+        others = {c: v for c, v in row.items() if c not in losses}
+        here = {c: v for c, v in losses.items() if c.partition("/")[2] == val_set}
+        found.append(others | {c.partition("/")[0]: v for c, v in here.items()})
+    return found
 
 
 def grouped(rows, columns):
@@ -295,7 +318,10 @@ def span(values, unit):
 
 
 def averaged(loss, rows):
-    """Whose losses the column `loss` of the rows has: "weights as they are", "window of 60 steps", "EMA"."""
+    """Whose losses the column `loss` of the rows has: "weights as they are", "window of 60 steps", "EMA, on b"."""
+    loss, _, val_set = loss.partition("/")
+    if val_set:
+        return f"{averaged(loss, rows)}, on {val_set}"
     steps = [row["window_steps"] for row in rows if row.get("window_steps")]
     if loss != "val_loss_window" or not steps:
         return AVERAGES[loss]
@@ -310,7 +336,7 @@ def in_words(column, value):
     if column == "cooldown_frac":
         return f"over the last {100 * value:.3g}%"
     forms = {"total_steps": "{:,.0f} steps", "tokens_per_param": "{:g} tokens per parameter"}
-    forms |= {"cooldown_steps": "over the last {:,.0f} steps", "dataset": "{}"}
+    forms |= {"cooldown_steps": "over the last {:,.0f} steps", "dataset": "{}", "cooldown_dataset": "then {}"}
     return forms.get(column, f"{column} {{{':g' * isinstance(value, float)}}}").format(value)
 
 

@@ -13,6 +13,7 @@ All other files are trained on; but where text is held out and files named train
 Where all files would be held out, their names mean nothing.
 """
 
+import ast
 import codecs
 import hashlib
 import io
@@ -29,12 +30,14 @@ from checkpoint import hash_stream
 from config import Mistake
 
 HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
+PYTHON = ("stdlib", "docstrings")  # what comes with Python, and with NumPy and SciPy: of other versions another text
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SPLITS = dict.fromkeys(["val", "valid", "validation", "dev", "eval"], "val") | {"train": "train", "test": "test"}
 WORD = re.compile(rf"(?:^|(?<=[-_./]))({'|'.join(SPLITS)})(?=[-_./]|$)", re.IGNORECASE)  # in a path, names a split
 ALONE = re.compile(rf"(?:^|(?<=/))({'|'.join(SPLITS)})(?=[./]|[-_]\d|$)", re.IGNORECASE)  # without other words
 CHUNK_CHARS = 1 << 18  # text sent to a worker at once: 50 ms of work, next to which its way there and back is nothing
 TEXT_CHARS = 1 << 20  # of a text file in one document: with more, memory grows, and a single file could not be split
+DOCSTRING_CHARS = 400  # shorter docstrings say a line or two, and are no documents
 MARKS = {  # byte-order marks; that of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -44,6 +47,10 @@ MARKS = {  # byte-order marks; that of UTF-32 begins with that of UTF-16
 }
 UNDECODED = "\udc80"  # in place of bytes that are no text: who takes the texts replaces and counts lone surrogates
 codecs.register_error("mark undecoded", lambda error: (UNDECODED, error.end))
+
+
+class Docstrings(type(Path())):
+    """A path of a .py file whose docstrings are its documents."""
 
 
 class Found(NamedTuple):
@@ -126,6 +133,9 @@ def find(source):
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         names = list_python(root)
+    elif source == "docstrings":
+        root = Docstrings(sysconfig.get_path("platlib"))
+        names = [f"{package}/{name}" for package in ("numpy", "scipy") for name in list_python(root / package)]
     elif root.is_file():
         root, names = root.parent, [root.name] if root.name.lower().endswith(ENDINGS) else []
     else:
@@ -136,14 +146,14 @@ def find(source):
         there = f"; there: {', '.join([*unread][:5])}" if unread else ""
         raise Mistake(f"source={source!r}: no file there ends in {' '.join(ENDINGS)}{there}")
     sizes = {name: (root / name).stat().st_size for name in names}
-    if source == "stdlib":
+    if source in PYTHON:
         return root, sizes, [(None, name) for name in names], {}
     files, left_out = choose(sizes)
     return root, sizes, files, left_out | unread
 
 
 def local_files(source):
-    """What there is to read of "stdlib", a file or a folder: Found. Reads all of it, to know it: 0.3 s a GB or more."""
+    """What there is to read of a source on this machine: Found. Reads all of it, to know it: 0.3 s a GB or more."""
     root, sizes, files, left_out = find(source)
     paths = [(split, root / name) for split, name in files]
     stamps = stamps_of(paths)
@@ -153,8 +163,8 @@ def local_files(source):
     contents = hashlib.sha256(json.dumps([files, hashes]).encode()).hexdigest()[:16]
     names_and_sizes = json.dumps([[*sizes], [*sizes.values()]]).encode()
     state = hashlib.blake2b(names_and_sizes, digest_size=8).hexdigest()
-    python = f"Python {platform.python_version()}, " if source == "stdlib" else ""
-    packed = any(path.suffix.lower() in (".gz", ".zst", ".parquet") for _, path in paths)
+    python = f"Python {platform.python_version()}, " if source in PYTHON else ""
+    packed = source == "docstrings" or any(path.suffix.lower() in (".gz", ".zst", ".parquet") for _, path in paths)
     return Found(
         files=paths,
         size=None if packed else n_bytes,
@@ -197,14 +207,14 @@ def tell(source, found):
 
 def hub_name(source):
     """(repo, config or None, pinned commit or None) of a Hub dataset; None if the source is local."""
-    if source == "stdlib" or Path(source).exists():
+    if source in PYTHON or Path(source).exists():
         return None
     repo, _, config = source.partition(":")
     repo, commit = HUB_NAMES.get(repo, (repo, None))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise Mistake(
-            f"source={source!r} is unknown: give a file or folder that exists, with {' '.join(ENDINGS)}, or stdlib, "
-            f"{', '.join(HUB_NAMES)}, or owner/name or owner/name:config of a dataset of the Hub"
+            f"source={source!r} is unknown: give a file or folder that exists, with {' '.join(ENDINGS)}, or "
+            f"{', '.join((*PYTHON, *HUB_NAMES))}, or owner/name or owner/name:config of a dataset of the Hub"
         )
     return repo, config or None, commit
 
@@ -285,9 +295,23 @@ def json_rows(path, encoding):
         yield from map(json.loads, filter(str.strip, lines))
 
 
+def docstrings(file, encoding=None):
+    """Yield the docstrings of a .py file, but for short ones."""
+    with open_text(file, encoding, newline=None) as text:
+        tree = ast.parse(text.read())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            found = ast.get_docstring(node) or ""
+            if len(found) >= DOCSTRING_CHARS:
+                yield found
+
+
 def documents(file, text_field, encoding=None):
     """Yield the texts of a file one by one, None or "" where there is none; UNDECODED is in place of what is none."""
     kind = file.suffix.lower() if isinstance(file, Path) else "rows"
+    if isinstance(file, Docstrings):
+        yield from docstrings(file, encoding)
+        return
     if kind in (".py", ".txt"):
         with open_text(file, encoding, newline="") as text:
             pieces = iter(lambda: text.read(TEXT_CHARS) + text.readline(TEXT_CHARS), "")

@@ -210,7 +210,8 @@ def for_people(entry, left_s=None):
     parts = [f"step {entry['step']:>6}"]
     for name, value in entry.items():
         if name.startswith("val_loss"):
-            parts.append(f"{name.removeprefix('val_loss_').replace('_', ' ')} {value:.4f}")
+            loss, slash, dataset = name.partition("/")
+            parts.append(f"{loss.removeprefix('val_loss_').replace('_', ' ')}{slash}{dataset} {value:.4f}")
         elif name in FORMS:
             parts.append(FORMS[name].format(value))
     return "  ".join(parts + ([] if left_s is None else [f"{clock(left_s)} left"]))

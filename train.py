@@ -30,7 +30,7 @@ import optim
 import scaling
 import schedules
 from config import Mistake, check_values, load, main, mistakes, names, option, to_record
-from data import open_data
+from data import check_sources, open_data
 from devices import autocast, check_device, computed_with, use_bf16, use_compile
 from model import Shape
 from parallel import Gradients, Ranks, build, check_batch, chunk_losses
@@ -44,6 +44,7 @@ MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 #   model     shape of the weights and of the optimizer's state: a branch keeps it
 #   run       what a run is, beside that: a resume keeps it
 #   schedule  of the learning rate: runs that differ in nothing else share their first steps
+#   mix       what a cooldown trains on: runs that differ in nothing else share the steps before it
 #   average   which averages of the weights are kept
 #   result    what else changes a result: a resume may change it, and says so
 #   free      changes no bit of the weights
@@ -59,7 +60,8 @@ class Config:
     stop_at: int | None = option(None, "free", least=1)  # end early at this step, with a checkpoint
     # data
     dataset: str = option("slimpajama-6b-gpt2", "run")  # in data_dir; of a only 10M tokens: a@10M; mixed: a:0.7,b:0.3
-    val_dataset: str | None = option(None, "result")  # whose validation split is used; none: the (first) dataset's own
+    val_dataset: str | None = option(None, "result")  # whose validation splits: a or a,b; none: the (first) dataset's
+    cooldown_dataset: str | None = option(None, "mix")  # what the cooldown trains on, as in `dataset`; none: the same
     data_dir: str = option("data", "free")  # folder of all datasets
     data_seed: int = option(1337, "run", least=0, most=2**63 - 1)  # of the data order
     seq_len: int = option(512, "model", least=1)  # tokens in a sequence
@@ -166,7 +168,7 @@ def check(config, ranks=checkpoint.ALONE):
     check_folder(config.out_dir, config.name)
     check_device(config.device)
     with mistakes():  # these are built for their checks; files that others copy raise ValueError
-        make_schedule(config)
+        check_sources(config, make_schedule(config))
         averages = make_averages(config, [torch.zeros(1)])
         Shape.of(config, vocab_size=1)
         options = [name for name in optim.options() if hasattr(config, name)]
@@ -214,7 +216,8 @@ def train_on(ranks, config):
     lr_change = start.first_change_of_lr(config, make_schedule)
     if lr_change:
         at.lr_changed_at = at.step
-    stream, val = open_data(config, start)
+    schedule = make_schedule(config)
+    stream, val_sets = open_data(config, start, schedule)
     shape = Shape.of(config, stream.vocab_size)
     model, weights = build(ranks, shape, config.seed)  # weights: those of the model that are kept here
     optimizer = make_optimizer(config, weights)
@@ -224,7 +227,6 @@ def train_on(ranks, config):
     compiled = use_compile(config.compile, device)
     model.set_up(compiled, config.loss_rows, config.checkpoint_activations)
     z_loss = {"z_loss": config.z_loss} if config.z_loss else {}  # what the model is called with, besides tokens
-    schedule = make_schedule(config)
     versions = computed_with(device, compiled)
 
     # sizes
@@ -237,25 +239,28 @@ def train_on(ranks, config):
     n_params = scaling.num_params(shape)
     peak_flops = scaling.peak_flops(torch.cuda.get_device_name()) if device.type == "cuda" else None
 
-    def validation_loss():
-        """Mean over the validation set, of the model as it is; None if a signal came meanwhile, to any rank."""
-        with autocast(device, bf16):
-            losses = chunk_losses(model, val, device, ranks, stop=lambda: ranks.told(received))
-        *losses, signals = ranks.sum(losses, len(received))
-        return None if signals else math.fsum(losses) / val.n_targets
+    def validation_losses(name):
+        """{name: mean over the first validation set, name/b: over a further one}; None if a signal came meanwhile."""
+        means = {}
+        for further, val in val_sets.items():
+            with autocast(device, bf16):
+                losses = chunk_losses(model, val, device, ranks, stop=lambda: ranks.told(received))
+            *losses, signals = ranks.sum(losses, len(received))
+            means[name + further] = None if signals else math.fsum(losses) / val.n_targets
+        return means
 
     def evaluate():
         """Validation losses of the weights and of their averages, by name; None if a signal came meanwhile."""
         trained = weights.state_dict()
         final = optim.final_weights(config.optimizer, trained, optimizer.state_dict())
         with contextlib.nullcontext() if final is trained else averaging.swapped(weights, final):
-            losses = {"val_loss": validation_loss()}
+            losses = validation_losses("val_loss")
         for name, average in averages.items():
             if None in losses.values():
                 return None
             if span := average.span():  # None before its first sample
                 with averaging.swapped(weights, average.average()):
-                    losses[f"val_loss_{name}"] = validation_loss()
+                    losses |= validation_losses(f"val_loss_{name}")
                 if name == "window":
                     losses["window_steps"] = span.steps  # that the mean is over: the window may be filling
         return None if None in losses.values() else losses

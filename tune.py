@@ -37,7 +37,7 @@ import study
 from checkpoint import written
 from config import Mistake, from_record, main, parse, run_file
 from config import option as field
-from data import first_dataset
+from data import val_datasets
 from planner import check_folder, name_part, options_of_result, plan, read_flags, read_value, take_name_and_base
 from tables import in_words, print_table, read_results, span
 from tracking import read_json
@@ -219,7 +219,7 @@ def check_grid(task):
         losses = ["val_loss", *(f"val_loss_{name}" for name in make_averages(config, [torch.zeros(1)]))]
         if task.loss not in losses:
             raise Mistake(f"loss={task.loss!r}: run {config.name} has {', '.join(losses)} only")
-        val_sets.add(config.val_dataset or first_dataset(config.dataset))
+        val_sets.add(val_datasets(config.val_dataset, config.dataset)[0])  # what is compared is on the first
     if len(val_sets) > 1:
         raise Mistake(f"{task.path}: losses would be on {' and on '.join(sorted(val_sets))}: set val_dataset for all")
 

@@ -63,6 +63,18 @@ def test_each(ckpt, capsys):
         assert row["perplexity"] == math.exp(row["val_loss"])
 
 
+def test_of_several_validation_sets_it_takes_the_first_or_the_one_that_is_named(tmp_path, data_dir, capsys):
+    options = {"out_dir": str(tmp_path), "data_dir": str(data_dir), "total_steps": 2, "schedule": "constant"}
+    options |= {"warmup_steps": 0, "cooldown_steps": None, "val_dataset": "other,text"}
+    losses = train(Config(**BASE | options))
+    capsys.readouterr()
+    ckpt, tokens = path(tmp_path / "run/ckpt", 2), ("--tokens", BASE["eval_tokens"])
+    first, second = table(capsys, ckpt, *tokens), table(capsys, ckpt, *tokens, "--dataset=text")
+    assert (first["dataset"], second["dataset"]) == ("other", "text")
+    assert first["rows"][0]["val_loss"] == losses["val_loss"]
+    assert second["rows"][0]["val_loss"] == losses["val_loss/text"] != losses["val_loss"]
+
+
 def test_same_loss_as_in_the_log(ckpt, capsys):
     logged = [json.loads(line) for line in (ckpt.parent / "log.jsonl").read_text().splitlines()][-1]
     asked = ["--tokens", BASE["eval_tokens"]]

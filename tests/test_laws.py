@@ -27,7 +27,7 @@ from laws import (
     predict,
     speedup,
 )
-from laws.files import meets
+from laws.files import meets, number_in
 from tables import read_rows
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -234,6 +234,11 @@ def test_results_csv_to_law_to_prediction(results, tmp_path, capsys):
     assert "alpha" in text and "not identified" not in text
     text = run(capsys, "chinchilla", results, "--draws=20")  # with the runs that did not cool down
     assert "not identified" in text
+
+
+def test_the_loss_on_a_further_validation_set_is_a_column_and_no_quotient():
+    row = {"val_loss/b": "2.5", "val_loss": "3", "b": "2"}
+    assert number_in(row, "val_loss/b", "here") == 2.5 and number_in(row, "val_loss/2", "here") == 1.5
 
 
 def test_columns_may_be_products_and_quotients(results, capsys):

@@ -8,7 +8,19 @@ import pytest
 
 import scaling
 from model import Shape
-from planner import Cost, check_folder, disk, due, flops_per_step, name_runs, plan, read_study, time_left
+from planner import (
+    Cost,
+    check_folder,
+    disk,
+    due,
+    eval_tokens,
+    flops_per_step,
+    for_a_trial,
+    name_runs,
+    plan,
+    read_study,
+    time_left,
+)
 
 MODEL = "n_layer=2; n_head=1; n_embd=32; seq_len=64; global_batch_size=4; micro_batch_size=4; dataset='x-bytes'\n"
 
@@ -193,6 +205,43 @@ def test_what_changes_no_result_does_not_part_runs(study):
     assert spans(found)[0] == (0, 81, None)
 
 
+def test_cooldowns_on_other_data_share_the_steps_before(study):
+    grids = "[dict(cooldown_dataset=[None, 'b-bytes', 'c-bytes']), dict(total_steps=200, cooldown_dataset='b-bytes')]"
+    found = study(f"{WSD}total_steps = 100\nname = 'some'\ngrids = {grids}")
+    assert spans(found) == [
+        (0, 80, None),  # of two cooldowns on other data also the first update, 80, is another
+        (80, 81, None),  # which the plain cooldown shares with the longer run
+        (80, 100, "b-bytes_total-steps100"),
+        (80, 100, "c-bytes_total-steps100"),
+        (81, 100, "total-steps100"),
+        (81, 200, "b-bytes_total-steps200"),
+    ]
+
+
+def test_cooldowns_of_two_shapes_on_the_same_data_share_its_first_update(study):
+    text = "total_steps = 100\ncooldown_shape = ['linear', '1-sqrt']\ncooldown_dataset = ['b-bytes', 'c-bytes']"
+    found = segments(study(WSD + text))
+    shared = {(s.start, s.end): s.config.cooldown_dataset for s in found if not s.run and s.start == 0}
+    assert shared == {(0, 80): None}
+    then = [(s.start, s.end, s.config.cooldown_dataset) for s in found if not s.run and s.start == 80]
+    assert sorted(then) == [(80, 81, "b-bytes"), (80, 81, "c-bytes")]
+    assert len({s.folder for s in found}) == len(found) == 7
+
+
+def test_a_trunk_stays_where_it_is_when_cooldowns_on_other_data_join(study):
+    lengths = "total_steps = [100, 200]\n"
+    small = {s.folder for s in segments(study(WSD + lengths)) if not s.run}
+    grown = segments(study(WSD + lengths + "cooldown_dataset = [None, 'b-bytes']"))
+    digest = {s.folder.name for s in grown if not s.run and s.end == 80}
+    assert len(small) == 1 and len(digest) == 1
+    for segment in grown:
+        finish(segment)
+        (segment.folder / "config.json").write_text(json.dumps(dataclasses.asdict(segment.config)))
+    again = segments(study(WSD + lengths + "cooldown_dataset = ['c-bytes', 'b-bytes', None]"))
+    assert digest == {s.folder.name for s in again if not s.run and s.end == 80}
+    assert {s.config.cooldown_dataset for s in again if not s.run and s.end == 80} == {None}
+
+
 def test_equal_runs_under_two_names_are_refused(study):
     found = study(WSD + "total_steps = 100\ngrids = [dict(cooldown_steps=20), dict(cooldown_frac=0.2)]")
     with pytest.raises(ValueError, match="runs cooldown-steps20 and run are the same"):
@@ -343,6 +392,22 @@ def test_time_by_hand(study):
         segment.config = dataclasses.replace(segment.config, window_horizon=50, ema_half_life=(5.0, 10.0))
     seconds, _ = time_left(found, found, {with_averages: Cost(1.0, 10.0, 100.0)}, n_jobs=1)
     assert seconds == sum(parts) + 3 * 6 * 10
+
+
+def test_an_evaluation_is_of_all_validation_sets(study, tmp_path):
+    for name, tokens in (("x-bytes", 100_001), ("b-bytes", 5_001)):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        (folder / "val.bin").write_bytes(bytes(2 * tokens))
+        about = {"format": 1, "dtype": "<u2", "tokenizer": "bytes", "vocab_size": 257}
+        (folder / "meta.json").write_text(json.dumps(about | {"splits": {"val": {"tokens": tokens}}}))
+    text = "total_steps = 10; schedule = 'constant'; warmup_steps = 0; "
+    config = {val: study(f"{text}val_dataset = {val!r}")[1]["run"] for val in (None, "b-bytes", "x-bytes,b-bytes")}
+    assert [eval_tokens(c) for c in config.values()] == [100_000, 5_000, 105_000]
+    both = config["x-bytes,b-bytes"]
+    assert eval_tokens(dataclasses.replace(both, eval_tokens=2_000)) == 4_000
+    tried = [for_a_trial(c, "trial") for c in config.values()]  # all on one chunk of one set, which is what is counted
+    assert [(c.val_dataset, c.eval_tokens) for c in tried] == [("x-bytes", 8192), ("b-bytes", 5_000), ("x-bytes", 8192)]
 
 
 def test_time_between_two_models_and_as_it_was_so_far(study, tmp_path):

@@ -390,6 +390,51 @@ def test_what_goes_with_a_size_is_no_kind_of_its_own(table, figure):
     assert kinds == ["cooldown, 1-sqrt, beta2 0.9", "cooldown, 1-sqrt, beta2 0.95", "y = x"]
 
 
+def mixed(seed, loss, other, **data):
+    return row("wsd", loss, seed, **data, **{"val_loss/b": other})
+
+
+def test_mix(table, figure, capsys):
+    """Differences are to the runs that go on with the trunk's data, seed by seed, also of data spread over runs."""
+    rows = [mixed(3, 9.0, 9.0, dataset="a", cooldown_dataset="b")]  # of a seed that the trunk has not
+    for seed, (gain, loss) in enumerate(((0.1, 0.3), (0.2, 0.3), (0.3, 0.6))):
+        rows += [
+            mixed(seed, 4 + seed + loss / 2, 5 + seed - gain / 2, dataset="a:0.9,b:0.1", cooldown_dataset=""),
+            mixed(seed, 4 + seed + loss, 5 + seed - gain, dataset="a", cooldown_dataset="b"),
+            mixed(seed, 4 + seed, 5 + seed, dataset="a", cooldown_dataset=""),
+        ]
+    drawn = figure("mix", table(rows))
+    names = [text.get_text() for text in drawn.axes[0].get_yticklabels()]
+    assert names == ["a", "a,\nthen b", "a:0.9,b:0.1"]
+    told = capsys.readouterr().out.splitlines()
+    error = np.std([0.1, 0.2, 0.3], ddof=1) / math.sqrt(3)
+    assert told[0] == "a: val_loss 5.0000 ± 1.0000"
+    assert told[4].startswith("a, then b: val_loss/b ")
+    assert told[4].endswith(f"minus the trunk's -0.2000 ± {error:.4f} (standard error, 3 pairs)")
+    assert "minus the trunk's +0.2000" in told[2] and "minus the trunk's +0.4000" in told[1]
+    right = [container.lines[0].get_xydata().tolist() for container in drawn.axes[3].containers]
+    assert right == [[[pytest.approx(-0.2), 1]], [[pytest.approx(-0.1), 2]]]
+    assert [axes.get_xlabel().split(" (")[0] for axes in drawn.axes[::2]] == ["val_loss", "val_loss/b"]
+    assert len(figure("mix", table(rows), "--val_dataset=b").axes) == 2  # on that set alone
+    with pytest.raises(Mistake, match="expected runs of one dataset, some with a cooldown_dataset and some without"):
+        figure("mix", table([r for r in rows if r["cooldown_dataset"]]))
+
+
+def test_losses_on_another_validation_set_can_be_drawn(tmp_path, table, figure):
+    rows = [r | {"val_loss/b": 2 * r["val_loss"]} for lr in (1e-3, 2e-3) for r in seeds_of("wsd", 3.0 + lr, lr=lr)]
+    drawn = figure("lr", table(rows), "--val_dataset=b")
+    assert [*lines_of(drawn.axes[0]).values()] == [([1e-3, 2e-3], [6.002, 6.004])]
+    assert drawn.get_suptitle().endswith(", on b")
+    assert "on b" not in figure("lr", table(rows)).get_suptitle()
+    lines = [{"step": s, "val_loss": 5 - s, "val_loss/b": 7 - s} for s in (0, 1)] + [{"step": 1, "train_loss": 1.0}]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    top, _ = figure("curves", str(tmp_path / "run"), "--val_dataset=b").axes
+    assert lines_of(top) == {"run": ([0, 1], [7, 6])}
+    with pytest.raises(Mistake, match="--val_dataset=c: these runs have no losses on it"):
+        figure("curves", str(tmp_path / "run"), "--val_dataset=c")
+
+
 def test_cost(table, figure, capsys):
     rows = seeds_of("wsd", 3.0) + seeds_of("cosine", 3.0, n_params=3_000_000)
     rows[0]["val_loss"] = "nan"  # it was paid for all the same

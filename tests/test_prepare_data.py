@@ -546,6 +546,21 @@ def test_stdlib_is_the_default_source(tmp_path, capsys):
     assert found.revision.startswith("Python 3.")
 
 
+def test_docstrings_of_packages_are_a_source(tmp_path, capsys):
+    long = "An array of numbers." + 30 * " It has a shape."
+    method = f'    async def f(self):\n        """B\n        {long}"""\n        "{long}"\n'
+    (tmp_path / "a.py").write_text(f'"""{long}"""\nclass A:\n    """Short."""\n{method}')
+    found = list(text_sources.documents(text_sources.Docstrings(tmp_path / "a.py"), "text"))
+    assert found == [long, f"B\n{long}"]
+    whole = "".join(text_sources.documents(tmp_path / "a.py", "text"))
+    assert whole.startswith('"""An array') and "class A" in whole  # of another path a file is itself a document
+    prepare_data.run(["docstrings", "--tokenizer=bytes", "--tokens=100K", "--val_frac=0.3", f"--data_dir={tmp_path}"])
+    assert f"--dataset=docstrings-bytes --data_dir={tmp_path}" in capsys.readouterr().out
+    tokens = data.open_bin(tmp_path / "docstrings-bytes", "train")[0]
+    assert tokens.size == 100_000 and b"Parameters\n----------\n" in bytes(tokens[tokens < 256].astype("u1"))
+    assert data.read_meta(tmp_path / "docstrings-bytes")["revision"].startswith("Python 3.")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Kills and faults
 

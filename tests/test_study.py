@@ -83,6 +83,32 @@ def test_every_run_has_the_bits_of_one_trained_alone(trained, tmp_path):
             assert alone[key] == shared[key], (name, key)
 
 
+def test_cooldowns_on_other_data_share_a_trunk_and_have_the_bits_of_runs_alone(tmp_path, data_dir, capsys):
+    mixes = "cooldown_dataset = [None, 'other', 'text:0.5,other:0.5']\nval_dataset = 'text,other'"
+    args = write(tmp_path, data_dir, f"schedule = 'wsd'\ntotal_steps = 40\ncooldown_frac = 0.25\n{mixes}")
+    study.run(args)
+    assert "60 steps trained instead of 120" in capsys.readouterr().out
+    _, runs = planner.read_study(args[0])
+    states = []
+    for name, config in runs.items():
+        train(Config(**{**vars(config), "out_dir": str(tmp_path / "alone"), "name": name}))
+        path = f"{name}/ckpt/step_00000040.pt"
+        states += [checkpoint.load(runs_of(args) / path), checkpoint.load(tmp_path / "alone" / path)]
+        assert same(*states[-2:]) and [*map(tuple, states[-2]["data"]["history"])] == states[-1]["data"]["history"], (
+            name
+        )
+        alone, shared = (
+            json.loads((f / name / "result.json").read_text()) for f in (tmp_path / "alone", runs_of(args))
+        )
+        for key in alone.keys() | shared.keys() - {"name", "train_s"}:
+            assert key in ("name", "train_s") or alone[key] == shared[key], (name, key)
+    assert not any(same(a, b) for a, b in ((states[0], states[2]), (states[0], states[4]), (states[2], states[4])))
+    rows = rows_of(args)
+    assert [row["cooldown_dataset"] for row in rows] == ["", "other", "text:0.5,other:0.5"]
+    assert all(float(row[loss]) > 0 for row in rows for loss in ("val_loss/other", "val_loss_ema/other", "val_loss"))
+    assert not any(row["val_loss/other"] == row["val_loss"] for row in rows)
+
+
 def test_results_add_up_to_what_was_trained(trained):
     rows, (_, runs) = rows_of(trained), planner.read_study(trained[0])
     assert [row["name"] for row in rows] == list(runs)
@@ -245,6 +271,8 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
         (["--jobs=1.5"], "--jobs='1.5'"),
         (["--jobs=nan"], "--jobs='nan'"),
         (["--dataset=nowhere"], "nowhere"),
+        (["--schedule=wsd", "--cooldown_dataset=text:0.5,nowhere:0.5"], "dataset 'nowhere' is not in"),
+        (["--schedule=cosine", "--cooldown_dataset=text"], "'cosine', does not end in a cooldown"),
         (["--data_dir=/nowhere"], "/nowhere"),
         (["--dataset=text@400k:1,other:1"], "dataset=text@400000: text's train.bin has 396,000 tokens only"),
     ],
@@ -272,6 +300,12 @@ def test_several_seeds_are_told_as_mean_and_deviation(capsys):
         "run                seeds  weights as they are  window of 60 steps",
         "cooldown               2      1.5000 ± 0.7071",
         "cosine (OneCycle)      1               3.0000              2.0000",
+    ]
+    study.print_results([row | {"val_loss/b": 5.0, "val_loss_window/b": None} for row in rows])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "run                seeds  weights as they are  weights as they are, on b  window of 60 steps",
+        "cooldown               2      1.5000 ± 0.7071            5.0000 ± 0.0000",
+        "cosine (OneCycle)      1               3.0000                     5.0000              2.0000",
     ]
 
 

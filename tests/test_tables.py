@@ -167,6 +167,23 @@ def test_averages_in_words():
     assert (line.kind, line.label, list(line.mean)) == ("val_loss_window", "constant, window of 60 steps", [2.9])
 
 
+def test_losses_on_a_further_validation_set():
+    rows = [row("wsd", 3.0) | {"val_loss/b": 2.0, "val_loss_ema/b": 1.9, "val_loss/a/b": 1.0}, row("constant", 3.5)]
+    assert tables.val_sets(rows) == ["b", "a/b"] and tables.val_sets(rows[1:]) == []
+    assert tables.measured_on(rows, None) is rows
+    there, without = tables.measured_on(rows, "b")
+    assert {k: v for k, v in there.items() if k.startswith("val_loss")} == {"val_loss": 2.0, "val_loss_ema": 1.9}
+    assert without == {k: v for k, v in rows[1].items() if not k.startswith("val_loss")}
+    assert {k: v for k, v in there.items() if not k.startswith("val")}.items() <= rows[0].items() and "lr" in there
+    with pytest.raises(ValueError, match="--val_dataset=c: these runs have no losses on it; further .*: b, a/b"):
+        tables.measured_on(rows, "c")
+    with pytest.raises(ValueError, match="further validation sets: none"):
+        tables.measured_on(rows[1:], "b")
+    assert tables.settings(rows) == tables.settings(rows[1:])  # a loss is no setting
+    steps = [{"window_steps": 60.0}]
+    assert tables.averaged("val_loss_window/a/b", steps) == "window of 60 steps, on a/b"
+
+
 def test_at_best():
     rows = [r for lr, loss in ((1e-3, 3.2), (2e-3, 3.1)) for r in seeds_of("cosine", loss, lr=lr)]
     assert tables.at_best(rows) == rows[3:]

@@ -75,11 +75,13 @@ def test_lines_for_people(start, capsys):
     )
     folder.log({"step": 20, "val_loss": 3.14159})
     folder.log({"step": 20, "val_loss": 3.2, "val_loss_window": 3.1, "window_steps": 500, "val_loss_ema": 3.0})
+    folder.log({"step": 20, "val_loss": 3.2, "val_loss/my_texts": 3.3, "val_loss_ema_2/my_texts": 3.1})
     folder.log({"step": 3, "train_loss": math.nan, "mfu": 0.4567, "skipped": 2})
     assert capsys.readouterr().out.splitlines() == [
         "step      1  loss 2.5000  lr 1.00e-03  norm 0.13  1,235 tokens/s  1:02:05 left",
         "step     20  val loss 3.1416",
         "step     20  val loss 3.2000  window 3.1000  over 500 steps  ema 3.0000",
+        "step     20  val loss 3.2000  val loss/my_texts 3.3000  ema 2/my_texts 3.1000",
         "step      3  loss nan  mfu 45.7%  SKIPPED, as the gradient is not finite",
     ]
     assert [clock(s) for s in (0, 59.9, 60, 3600, 90_061)] == ["0:00:00", "0:00:59", "0:01:00", "1:00:00", "25:01:01"]

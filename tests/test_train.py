@@ -347,6 +347,48 @@ def test_an_evaluation_of_other_tokens_is_made_again(run, tmp_path):
     assert results[0]["val_loss"] == results[1]["val_loss"]
 
 
+def test_a_second_validation_set_adds_its_losses_and_changes_nothing(run, tmp_path, capsys):
+    one, other = run("one"), run("other", val_dataset="other")
+    both = run("both", val_dataset="text,other")
+    assert same(both, one)
+    names = ["val_loss", "val_loss_window", "window_steps", "val_loss_ema"]
+    further = {name: f"{name}/other" for name in names if name != "window_steps"}
+    evaluated = [[line for line in lines(tmp_path, name) if "val_loss" in line] for name in ("one", "other", "both")]
+    assert [len(of_run) for of_run in evaluated] == [4, 4, 4]
+    for alone, there, line in zip(*evaluated, strict=True):
+        assert line == alone | {further[name]: there[name] for name in further if name in there}
+        assert there["val_loss"] != alone["val_loss"]
+    last = evaluated[2][-1]
+    assert {name for name in last if "val_loss" in name} == {*further, *further.values()}
+    assert both["progress"]["losses"] == {name: last[name] for name in (*names, *further.values())}
+    result = json.loads((tmp_path / "runs/both/result.json").read_text())
+    assert {name: result[name] for name in further.values()} == {name: last[name] for name in further.values()}
+    assert f"ema/other {last['val_loss_ema/other']:.4f}" in capsys.readouterr().out
+    assert one["progress"]["losses"].keys() == {*names} and same(other, one)
+
+
+def test_validation_sets_of_a_resume_and_a_branch(run, tmp_path):
+    """Stopped and resumed with two the log is the same; a second one that a resume adds is evaluated there at once."""
+    run("both", val_dataset="text,other")
+    run("parts", val_dataset="text,other", stop_at=40)
+    run("parts", val_dataset="text,other")
+    assert lines(tmp_path, "parts") == lines(tmp_path, "both")
+    run("later", stop_at=40)
+    later = run("later", val_dataset="text,other")
+    source = str(tmp_path / "runs/parts/ckpt/step_00000040.pt")
+    for name, state in (("later", later), ("branch", run("branch", val_dataset="text,other", init_from=source))):
+        of_name = [line for line in lines(tmp_path, name) if line["step"] >= 40]
+        assert of_name == [line for line in lines(tmp_path, "both") if line["step"] >= 40]
+        assert same(state, newest(tmp_path, "both"))
+
+
+@two_ranks
+def test_two_validation_sets_on_two_ranks(run, tmp_path, data_dir):
+    run("one", val_dataset="text,other", total_steps=25)
+    launched(2, tmp_path, data_dir, "two", val_dataset="text,other", total_steps=25)
+    assert lines(tmp_path, "two") == lines(tmp_path, "one")
+
+
 def test_a_merged_checkpoint_says_what_it_is(run, tmp_path, capsys):
     run("trunk", save_at=(40,))
     path = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
@@ -383,6 +425,25 @@ def test_a_cooldown_can_change_the_mix(run, tmp_path):
     assert same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"),
                 run("again", init_from=source, dataset="text:0.5,other:0.5"))  # fmt: skip
     assert not same(run("mixed", init_from=source, dataset="text:0.5,other:0.5"), run("plain", init_from=source))
+
+
+def test_a_cooldown_on_its_own_data_is_a_branch_on_them(run, tmp_path):
+    """It has the bits of one by hand, stopped wherever; and what it shares with a run without is that run's."""
+    mix = "text:0.3,other:0.7"
+    run("trunk", dataset=mix, save_at=(40,), stop_at=40)
+    source = str(tmp_path / "runs/trunk/ckpt/step_00000040.pt")
+    by_hand = run("hand", init_from=source, dataset="other")
+    whole = run("whole", dataset=mix, cooldown_dataset="other", save_at=(30, 40))
+    assert same(whole, by_hand) and not same(whole, run("plain", dataset=mix))
+    assert [tuple(x) for x in whole["data"]["history"]] == [(0, mix), (480, "other")]
+    for step in (25, 40, 41, 55):  # before, at and in the cooldown, which begins with update 40
+        run("parts", dataset=mix, cooldown_dataset="other", stop_at=step)
+    assert same(run("parts", dataset=mix, cooldown_dataset="other"), whole)
+    assert lines(tmp_path, "parts") == lines(tmp_path, "whole")
+    for step in (30, 40):  # a plan for what comes then is none of a branch
+        source = tmp_path / f"runs/whole/ckpt/step_000000{step}.pt"
+        assert [tuple(x) for x in checkpoint.load(source)["data"]["history"]] == [(0, mix)]
+        assert same(run(f"from-{step}", init_from=str(source), dataset=mix), newest(tmp_path, "plain"))
 
 
 def test_averages_cost_no_accuracy_and_can_be_switched(run, tmp_path):
@@ -448,6 +509,17 @@ def test_more_ranks_than_gpus(run, tmp_path, monkeypatch):
         (dict(total_steps=0), "total_steps=0"),
         (dict(stop_at=0), "stop_at=0"),
         (dict(val_dataset="words"), "one tokenizer, not bytes (text) and words (words)"),
+        (dict(val_dataset="text,words"), "one tokenizer, not bytes (text) and words (words)"),
+        (dict(val_dataset="text,other,text"), "val_dataset='text,other,text': expected NAME or NAME,NAME"),
+        (dict(val_dataset="text,"), "val_dataset='text,': expected NAME or NAME,NAME"),
+        (dict(val_dataset="text,nowhere"), "dataset 'nowhere' is not in"),
+        (dict(cooldown_dataset="nowhere"), "dataset 'nowhere' is not in"),
+        (dict(cooldown_dataset="words"), "one tokenizer, not bytes (text) and words (words)"),
+        (dict(cooldown_dataset="other", cooldown_steps=0), "this schedule, 'wsd', does not end in a cooldown"),
+        (
+            dict(cooldown_dataset="other", schedule="constant", cooldown_steps=None),
+            "'constant', does not end in a coold",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(run, tmp_path, options, message):
