@@ -5,11 +5,16 @@
     python evaluate.py --merge runs/trunk/ckpt/*.pt --weights=1-sqrt --out=merged.pt
     python evaluate.py --interpolate before.pt after.pt --points=11             # the loss on the line between two
     python evaluate.py --ensemble a.pt b.pt c.pt                                # of the mean logits of 1, 2, 3 of them
+    python evaluate.py runs/tiny/ckpt/*.pt --tasks=hellaswag,arc_easy,piqa      # beside the loss, benchmarks by lm-eval
 
 Losses are means over tokens in nats; --json prints one JSON object. The data are those of the checkpoint's own run, if
 no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
+
+--tasks takes names of lm-eval, or of the YAML files in --tasks_dir, and needs `pip install 'lm-eval>=0.4.13,<0.5'`. The
+column "error" is the mean of 1 - acc over the tasks that have one, which `python -m laws downstream` fits to the loss.
 """
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -32,6 +37,7 @@ from parallel import chunk_losses
 from start import PARTS, check_state
 from tables import print_table, refuse_twice
 from train import Config
+from vocab import find_tokenizer
 
 NEEDED = tuple(part for part in PARTS if part not in ("optimizer", "averages"))  # of a checkpoint, to evaluate it
 AVERAGED = (*NEEDED, "averages")
@@ -99,6 +105,14 @@ class Task:
         self.info["dtype"] = "bfloat16" if bf16 else "float32"
         self.bytes = self.val.meta["splits"]["val"].get("bytes") if not args.tokens else None  # adopted bins have none
         self.rows, self.members = [], []
+        self.tasks = None
+        if args.tasks:
+            from tasks import VERSION, Tasks  # it needs lm-eval, and this file
+
+            tokenizer = find_tokenizer(self.heads[0], paths[0], args.tokenizer)
+            self.tasks = Tasks(args.tasks, tokenizer, args.tasks_dir, args.task_limit)
+            self.info |= {"tasks": ",".join(args.tasks), "lm_eval": VERSION}
+            self.info |= {"task_limit": args.task_limit} if args.task_limit else {}
 
     def check(self, args, state, path):
         """Refuse a checkpoint of another kind than the first, or whose model does not read this data."""
@@ -133,9 +147,13 @@ class Task:
         return row
 
     def add(self, model, /, **row):
-        """Evaluate a model, and add a row."""
+        """Evaluate a model, on the tasks, too, and add a row."""
         (loss,) = self.measure(model, str(next(iter(row.values()))))
-        self.rows.append(self.row(loss, **row))
+        row = self.row(loss, **row)
+        if self.tasks:
+            with self.autocast:
+                row |= self.tasks.score(model)
+        self.rows.append(row)
 
 
 def val_folder(args, config):
@@ -158,7 +176,8 @@ def evaluate_average(args, task, paths):
     state = read(path, AVERAGED)
     names = averages_of(state, path, args.average)
     model = build_model(state, path, task.device)
-    task.add(model, average="raw weights", steps=1)
+    at = {"step": state["progress"]["step"]} if args.tasks else {}  # several such tables make a figure
+    task.add(model, average="raw weights", steps=1, **at)
     for name in names:
         with mistakes(path):
             average = averaging.restore(model, state["averages"][name])
@@ -166,7 +185,7 @@ def evaluate_average(args, task, paths):
             weights = average.average(blocks) if blocks else average.average()
             span = average.span(blocks) if blocks else average.span()
             with averaging.swapped(model, weights):
-                task.add(model, average=f"{name} x {blocks}" if blocks else name, steps=span.steps)
+                task.add(model, average=f"{name} x {blocks}" if blocks else name, steps=span.steps, **at)
 
 
 def in_order(task, paths, shape):
@@ -272,7 +291,16 @@ def show(task):
     for rows in filter(None, (task.members, task.rows)):
         options = [{name: f"{row[name]:g}" for name in ("lr", "weight_decay") if name in row} for row in rows]
         rows = [row | told for row, told in zip(rows, options, strict=True)]
+        rows = [{name: v for name, v in row.items() if not name.endswith("_stderr")} for row in rows]  # --json has them
         print_table(rows, lambda value: f"{value:.4f}" if type(value) is float else str(value))
+
+
+def task_names(text):
+    """a,b -> [a, b]; for argparse."""
+    found = [name for name in dict.fromkeys(text.split(",")) if name]
+    if not found:
+        raise argparse.ArgumentTypeError("expected names of tasks, with commas between")
+    return found
 
 
 def check_args(args):
@@ -284,9 +312,15 @@ def check_args(args):
         raise Mistake("--average goes alone, or with --ensemble")
     if (alone and n != 1) or (args.interpolate and n != 2) or ((args.merge or args.ensemble) and n < 2):
         raise Mistake(f"{n} checkpoints: --average takes one, --interpolate two, --merge and --ensemble two or more")
-    for name, how in {"weights": "merge", "out": "merge", "points": "interpolate"}.items():
+    goes_with = {"weights": "merge", "out": "merge", "points": "interpolate"}
+    goes_with |= dict.fromkeys(("tasks_dir", "task_limit", "tokenizer"), "tasks")
+    for name, how in goes_with.items():
         if getattr(args, name) is not None and not getattr(args, how):
             raise Mistake(f"--{name} goes with --{how}")
+    if args.tasks and args.ensemble:
+        raise Mistake("--tasks goes without --ensemble: they are for one model at a time")
+    if args.tasks_dir and not Path(args.tasks_dir).is_dir():
+        raise Mistake(f"--tasks_dir={args.tasks_dir}: there is no such folder")
     if args.out is None:
         return
     out = Path(args.out)
@@ -314,6 +348,12 @@ def run(args=None):
     parser.add_argument("--dataset", help="whose validation split; default: the run's own, the first of several")
     parser.add_argument("--data_dir", help="folder of the datasets; default: the run's own")
     parser.add_argument("--tokens", type=whole(least=0), default=0, help="only the first so many; 0: all")
+    tasks = "names of lm-eval's tasks: hellaswag,arc_easy,piqa; `lm-eval ls tasks` lists them"
+    parser.add_argument("--tasks", type=task_names, metavar="NAME,...", help=tasks)
+    parser.add_argument("--tasks_dir", metavar="FOLDER", help="of YAML files of your own tasks, and lm-eval's besides")
+    parser.add_argument("--task_limit", type=whole(least=1), help="only so many questions of each task: a quick look")
+    tokenizer = "for --tasks: of its tokenizer.json, if neither data nor checkpoint tell"
+    parser.add_argument("--tokenizer", metavar="FOLDER", help=tokenizer)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default: the run's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -13,6 +13,7 @@
     python plot.py mix results.csv                                  # ... on all validation sets, by what was trained on
     python plot.py cost results.csv                                 # what sharing prefixes saves (13, 24, 25)
     python plot.py certificate runs/tune_small                      # of tune.py: loss around the best settings
+    python plot.py downstream at-*.json cooled.json                 # of evaluate.py --tasks --json: error and loss
 
 Runs that differ in their seeds alone become a mean, with the standard deviation of single runs as a bar. Of runs with
 several validation sets, losses are on the first, or on that of --val_dataset. Numbers in brackets are the figures of
@@ -21,6 +22,7 @@ Haegele et al., NeurIPS 2024 (arXiv 2405.18392). `make figures` draws those of r
 
 import json
 import math
+import re
 from itertools import cycle, pairwise
 from pathlib import Path
 
@@ -326,6 +328,50 @@ def plot_interpolation(args):
     return finish(figure, "Loss on the straight line between two checkpoints")
 
 
+def name_row(row, where):
+    """(kind, label) of a row of evaluate.py --tasks: the run that its checkpoint is of, or an average of weights."""
+    if "checkpoint" in row:
+        run = Path(row["checkpoint"]).absolute().parent.parent
+        told = tables.read_settings(run) if run.is_dir() else {}
+        name = called(told) if "schedule" in told else run.name
+        return name, name
+    name = str(row.get("average", where))
+    kinds = {"raw": "constant", "window": "val_loss_window", "ema": "val_loss_ema"}
+    kind = kinds.get(re.split("[ _]", name)[0], name)
+    if kind == "val_loss_window":
+        name = tables.averaged(kind, [{"window_steps": row["steps"]}])
+    return kind, name.replace("ema", "EMA")
+
+
+def plot_downstream(args):
+    """Error on tasks and loss over training, and one against the other: raw weights, averages, cooled runs."""
+    lines = {}
+    for path in args.files:
+        for where, row in tables.read_rows(path):
+            if not all(isinstance(row.get(column), int | float) for column in ("step", "error", "val_loss")):
+                raise Mistake(
+                    f"{where} has no step, error and val_loss: expected what evaluate.py --tasks --json prints"
+                )
+            point = (row["step"], row["error"], row["val_loss"], row.get("error_stderr") or math.nan)
+            lines.setdefault(name_row(row, path), set()).add(point)
+    look = styles(lines)
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.8))
+    for (_, label), points in lines.items():
+        steps, errors, losses, bars = zip(*sorted(points), strict=True)
+        style = {"label": label, "lw": 1.4, "elinewidth": 0.8, "capsize": 2} | look[label]
+        panels[0].errorbar(steps, errors, np.nan_to_num(bars), **style)
+        panels[1].plot(steps, losses, label=label, lw=1.4, **look[label])
+        panels[2].plot(losses, errors, **look[label] | {"linestyle": ""})
+    for axes in panels[:2]:
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    panels[0].set_ylabel("mean error on the tasks")
+    panels[1].set_ylabel(LOSS)
+    panels[2].set(xlabel=LOSS, ylabel="mean error on the tasks")
+    caption = "bars: standard errors over the questions"
+    return finish(figure, "Error on tasks, and loss, over training", caption, look)
+
+
 def plot_envelope(args):
     """Loss against training FLOPs over model sizes, with the lower envelope of each schedule (Figure 12 left)."""
     rows = rows_of(args)
@@ -551,6 +597,7 @@ def plot_certificate(args):
 
 FIGURES = (plot_schedules, plot_curves, plot_interpolation, plot_lr, plot_cooldown_length, plot_cooldown_shape)
 FIGURES += (plot_averages, plot_envelope, plot_diagonal, plot_methods, plot_mix, plot_cost, plot_certificate)
+FIGURES += (plot_downstream,)
 
 
 def run(args=None):
@@ -574,6 +621,8 @@ def run(args=None):
             figure.add_argument("--val_dataset", help=further)
         elif plot is plot_certificate:
             figure.add_argument("certificate", help="certificate.json of tune.py, or its folder")
+        elif plot is plot_downstream:
+            figure.add_argument("files", nargs="+", help="of evaluate.py --tasks --json, with --average or without")
         elif plot is plot_interpolation:
             figure.add_argument("files", nargs="+", help="a line in the figure each")
         else:

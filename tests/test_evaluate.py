@@ -1,5 +1,6 @@
 """evaluate.py on small runs, against losses computed by hand from the same checkpoints."""
 
+import importlib.metadata
 import json
 import math
 import subprocess
@@ -325,6 +326,16 @@ def test_what_an_evaluation_does_not_need_may_be_missing(ckpt, capsys, tmp_path)
     last = changed(ckpt, tmp_path, "last.pt", 40, optimizer=None)
     assert table(capsys, "--merge", slim, last)["rows"]
     assert "lacks optimizer" in refused("--merge", slim, last, f"--out={tmp_path}/merged.pt")
+
+
+def test_tasks_without_lm_eval(ckpt, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "tasks", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    line = refused(path(ckpt, 20), "--tasks=piqa")
+    assert line.startswith("--tasks needs lm-eval: pip install 'lm-eval>=0.4.13,<0.5'")
 
 
 def test_losses_that_are_not_finite_are_null(ckpt, capsys, tmp_path):

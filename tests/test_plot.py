@@ -174,6 +174,32 @@ def test_every_schedule_has_defaults(name):
     assert plot.parse_schedule(name, 1000, 50)[0](60) > 0
 
 
+def test_downstream(tmp_path, figure):
+    """Raw weights and averages of two checkpoints, and a cooldown whose run says what it is called."""
+    options = {"schedule": "wsd", "cooldown_shape": "linear", "not_default": []}
+    (tmp_path / "cool/ckpt").mkdir(parents=True)
+    (tmp_path / "cool/config.json").write_text(json.dumps(options))
+    for step, error in ((40, 0.5), (20, 0.6)):
+        point = {"step": step, "val_loss": 3 - error, "error_stderr": 0.01}
+        rows = [{"average": "raw weights", "steps": 1, **point, "error": error}]
+        rows += [{"average": "window x 1", "steps": 10, **point, "error": error - 0.1}]
+        (tmp_path / f"at{step}.json").write_text(json.dumps({"rows": rows}))
+    ends = [
+        {"checkpoint": str(tmp_path / f"{run}/ckpt/step_00000050.pt"), "step": 50, "error": 0.3, "val_loss": 2.0}
+        for run in ("cool", "gone")
+    ]
+    (tmp_path / "cooled.json").write_text(json.dumps({"rows": ends}))
+    drawn = figure("downstream", *(str(tmp_path / name) for name in ("at40.json", "at20.json", "cooled.json")))
+    errors, losses, both = drawn.axes
+    named = {"raw weights", "window of 10 steps", "cooldown, linear", "gone"}
+    assert {*legend_of(drawn)} == named == {*lines_of(losses)}
+    assert lines_of(errors)["raw weights"] == ([20, 40], [0.6, 0.5])
+    assert lines_of(errors)["window of 10 steps"] == ([20, 40], [0.5, 0.4])
+    assert lines_of(losses)["raw weights"] == ([20, 40], [2.4, 2.5])
+    assert lines_of(losses)["cooldown, linear"] == ([50], [2.0])
+    assert both.lines[0].get_xydata().tolist() == [[pytest.approx(2.4), 0.6], [pytest.approx(2.5), 0.5]]
+
+
 def test_interpolation(tmp_path, figure):
     (tmp_path / "drop.json").write_text('{"rows": [{"t": 0.0, "val_loss": 3.0}, {"t": 1.0, "val_loss": 2.5}]}')
     (axes,) = figure("interpolation", str(tmp_path / "drop.json")).axes
@@ -524,6 +550,8 @@ def test_bad_tables(tmp_path, table, change, message):
         (["schedules", "--colour"], "unrecognized arguments: --colour"),
         (["lr", "TABLE", "--out=nowhere/figure.png"], "nowhere/figure.png: expected .* in a folder that is there"),
         (["interpolation", "nowhere.json"], "nowhere.json: no such file"),
+        (["downstream", "nowhere.json"], "nowhere.json: expected what evaluate.py --json prints"),
+        (["downstream", "TABLE"], "has no step, error and val_loss: expected what evaluate.py --tasks --json prints"),
         (["interpolation", "TABLE"], "expected what evaluate.py --interpolate"),
         (["curves", "TABLE"], "no log.jsonl there"),
         (["curves", "LOG", "--from_step=11"], "nothing to draw"),
