@@ -56,9 +56,9 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def write_bins(folder, tokens, **meta):
+def write_bins(folder, tokens, n_val=4000, **meta):
     folder.mkdir()
-    splits = {"train": tokens[:-4000], "val": tokens[-4000:]}
+    splits = {"train": tokens[:-n_val], "val": tokens[-n_val:]}
     for name, part in splits.items():
         part.astype("<u2").tofile(folder / f"{name}.bin")
     hashes = {n: hashlib.sha256((folder / f"{n}.bin").read_bytes()).hexdigest() for n in splits}

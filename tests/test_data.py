@@ -117,6 +117,7 @@ def test_the_first_tokens_are_all_that_is_read_and_each_is(data_dir):
     for opened in (0, 311):
         mixed = TrainStream(data_dir, [(0, "a"), (311, "a@1000:0.5,b:0.5")], T, SEED, opened)
         assert mixed.epochs(311 + 122) == {"epochs/a@1000": 1.0, "epochs/b": round(61 / 22, 4)}
+    assert mixed.epochs(311) == {"epochs/a@1000": 0.0, "epochs/b": 0.0}  # where it has just been opened
 
 
 @SEEDED

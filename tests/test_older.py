@@ -72,6 +72,17 @@ def test_a_run_goes_on(code, old):
     assert start(code, old, RUN)[1].startswith("runs/run is finished: val loss 4.98")
 
 
+def test_a_run_goes_on_with_a_further_validation_set_and_a_cooldown_of_its_own(code, old):
+    shutil.copytree(old / "data/text-bytes", old / "data/again-bytes")
+    status, said = start(code, old, [*RUN, "--val_dataset=text-bytes,again-bytes", "--cooldown_dataset=again-bytes"])
+    assert status == 0 and "changed: val_dataset='text-bytes,again-bytes', until step 12 it was None" in said, said
+    result = json.loads((old / "runs/run/result.json").read_text())
+    assert result["val_loss/again-bytes"] == result["val_loss"] == pytest.approx(4.98, abs=0.02)  # on the same text
+    assert result["val_loss_ema/again-bytes"] == result["val_loss_ema"]
+    history = checkpoint.load(old / "runs/run/ckpt/step_00000016.pt")["data"]["history"]
+    assert [*map(tuple, history)] == [(0, "text-bytes"), (48, "again-bytes")]
+
+
 def test_a_branch_starts_from_it(code, old):
     branch = [*RUN, "--name=branch", "--total_steps=14", "--cooldown_frac=0.1"]
     status, said = start(code, old, [*branch, "--init_from=runs/run/ckpt/step_00000012.pt"])

@@ -384,8 +384,12 @@ def test_validation_sets_of_a_resume_and_a_branch(run, tmp_path):
 
 @two_ranks
 def test_two_validation_sets_on_two_ranks(run, tmp_path, data_dir):
-    run("one", val_dataset="text,other", total_steps=25)
-    launched(2, tmp_path, data_dir, "two", val_dataset="text,other", total_steps=25)
+    tokens = np.fromfile(data_dir / "text/train.bin", "<u2")[:80_000]
+    write_bins(tmp_path / "a", tokens, n_val=20_000)  # three chunks, and of the other five
+    write_bins(tmp_path / "b", tokens[::-1], n_val=40_000)
+    options = dict(dataset="a", val_dataset="a,b", eval_tokens=0, total_steps=25, cooldown_steps=5)
+    run("one", data_dir=str(tmp_path), **options)
+    launched(2, tmp_path, tmp_path, "two", **options)
     assert lines(tmp_path, "two") == lines(tmp_path, "one")
 
 
@@ -430,15 +434,17 @@ def test_a_cooldown_can_change_the_mix(run, tmp_path):
 def test_a_cooldown_on_its_own_data_is_a_branch_on_them(run, tmp_path):
     """It has the bits of one by hand, stopped wherever; and what it shares with a run without is that run's."""
     mix = "text:0.3,other:0.7"
-    run("trunk", dataset=mix, save_at=(40,), stop_at=40)
+    run("trunk", dataset=mix, val_dataset="text", save_at=(40,), stop_at=40)
     source = str(tmp_path / "runs/trunk/ckpt/step_00000040.pt")
-    by_hand = run("hand", init_from=source, dataset="other")
+    by_hand = run("hand", init_from=source, dataset="other", val_dataset="text")
     whole = run("whole", dataset=mix, cooldown_dataset="other", save_at=(30, 40))
+    assert lines(tmp_path, "hand") == lines(tmp_path, "whole")
     assert same(whole, by_hand) and not same(whole, run("plain", dataset=mix))
     assert [tuple(x) for x in whole["data"]["history"]] == [(0, mix), (480, "other")]
     for step in (25, 40, 41, 55):  # before, at and in the cooldown, which begins with update 40
         run("parts", dataset=mix, cooldown_dataset="other", stop_at=step)
-    assert same(run("parts", dataset=mix, cooldown_dataset="other"), whole)
+    parts = run("parts", dataset=mix, cooldown_dataset="other")
+    assert same(parts, whole) and parts["data"]["history"] == whole["data"]["history"]
     assert lines(tmp_path, "parts") == lines(tmp_path, "whole")
     for step in (30, 40):  # a plan for what comes then is none of a branch
         source = tmp_path / f"runs/whole/ckpt/step_000000{step}.pt"
