@@ -176,11 +176,14 @@ def test_greedy_text_is_that_of_the_exported_folder(both, folder):
         assert {len(text) for text in endless} == {12}
 
 
-def test_a_long_text_moves_the_window_on(both):
+def test_a_long_text_moves_the_window_on(both, monkeypatch):
     """It keeps half of the context, and reads the later half again when seq_len is full, as sample.py does."""
     ours, _ = both
     text = " ".join("rati ra se ta mode laviga".split() * 6)
+    read, write = [], ours.write
+    monkeypatch.setattr(ours, "write", lambda contexts, *how: read.extend(contexts) or write(contexts, *how))
     (found,) = ours.generate_until([Instance("generate_until", {}, (text, {"until": ["\0"], "max_gen_toks": 30}), 0)])
+    assert read == [ours.tok_encode(text)[-SEQ_LEN // 2 :]]
     tokens, new = ours.tok_encode(text)[-SEQ_LEN // 2 :], []
     for _ in range(30):
         if len(tokens) > SEQ_LEN:
