@@ -243,6 +243,14 @@ def test_parse_mix(spec, weights):
     assert list(parse_mix(spec).items()) == list(weights.items())
 
 
+def test_validation_sets_are_those_named_or_the_first_dataset():
+    assert data.val_datasets(None, "b@10M:0.5,a:0.5") == ["b"] and data.val_datasets("c", "a") == ["c"]
+    assert data.val_datasets("c, a,sub/b", "a") == ["c", "a", "sub/b"]
+    for twice in ("a,a", "a,", ",", ""):
+        with pytest.raises(ValueError, match=f"val_dataset='{twice}': expected NAME or NAME,NAME, as in a,b"):
+            data.val_datasets(twice, "a")
+
+
 MISTAKES = ["", ",", "a,", ":1", "a:0", "a:-1", "a:x", "a:nan", "a:inf", "a:1/0", "a,a:2", "a:1:2"]
 MISTAKES += ["a@", "@5", "a@0", "a@-5", "a@x", "a@1.5", "a@1e-3", "a@inf", "a@5@6", "a@5,a", "a@5,a@6", "a:1@5"]
 
