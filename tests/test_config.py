@@ -242,7 +242,7 @@ def test_kinds_name_their_options():
         "stop_at",
     ]
     kinds = {field.metadata["kind"] for field in dataclasses.fields(train.Config)}
-    assert kinds == {"model", "run", "schedule", "average", "result", "free"}
+    assert kinds == {"model", "run", "schedule", "mix", "average", "result", "free"}
 
 
 def test_records_of_other_versions(capsys):
