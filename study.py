@@ -148,7 +148,12 @@ class Worker:
     def __init__(self, environment):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
         self.process = subprocess.Popen([sys.executable, __file__, WORKER], env=environment, **pipes, **OWN_SESSION)
-        self.terminate, self.wait = self.process.terminate, self.process.wait
+        self.wait = self.process.wait
+
+    def terminate(self):
+        """Have it save and end; without another task it ends, too, if its task does just before the signal counts."""
+        self.process.terminate()
+        self.process.stdin.close()
 
     def start(self, task, output, flags):
         with contextlib.suppress(BrokenPipeError):  # it was killed: `poll` says so

@@ -372,3 +372,11 @@ def test_a_run_that_diverged_is_left_out_and_not_tried_again(tmp_path, data_dir,
     assert "all of it is trained" in out and ages(args) == before
     assert "left out, as their val_loss is not finite: lr0.02" in error
     assert [row["val_loss"] == "" for row in rows_of(args)] == [False, True]
+
+
+def test_a_worker_that_did_not_hear_the_signal_ends_all_the_same(monkeypatch):
+    """As if its task had ended between the signal and the next look at it."""
+    worker = study.Worker(os.environ)
+    monkeypatch.setattr(worker.process, "terminate", lambda: None)
+    worker.terminate()
+    assert worker.process.wait(60) == 0
