@@ -60,7 +60,7 @@ def path_of(folder, step):
 
 def is_shards(path):
     """Whether a path is a folder of shards, or what is left of one."""
-    return (path / MANIFEST).is_file() or any(path.glob("*_00000.pt"))
+    return (path / MANIFEST).is_file() or any(path.glob("*_[0-9][0-9][0-9][0-9][0-9].pt"))
 
 
 def list_steps(folder):
@@ -106,7 +106,7 @@ def remove(path):
     if path.is_dir():
         aside = path if path.name.startswith(".") else path.with_name(f".{path.name}.tmp")
         path.replace(aside)
-        shutil.rmtree(aside)
+        shutil.rmtree(aside, ignore_errors=True)  # what another process still reads goes next time
     else:
         path.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ def write_shards(path, state, ranks):
     def make_folder():
         if ranks.is_main:
             make_room(path.parent, path)
-            aside.mkdir()
+            aside.mkdir(exist_ok=True)
 
     def write_own():
         names = [f"{part}_{ranks.shard_rank:05d}.pt" for part in IN_SHARDS if ranks.replica == 0]
@@ -386,8 +386,10 @@ def joined(shards, ranks, made, shapes_only=False):
         return type(first)((k, joined([shard[k] for shard in shards], ranks, made, shapes_only)) for k in first)
     if isinstance(first, (list, tuple)):
         return type(first)(joined(values, ranks, made, shapes_only) for values in zip(*shards, strict=True))
-    if not isinstance(first, torch.Tensor) or first.dim() == 0:
+    if not isinstance(first, torch.Tensor):
         return first
+    if first.dim() == 0:
+        return first.clone()  # nothing of the file stays mapped: it may be removed
     start, end = own_rows(sum(map(len, shards)), ranks.shard_rank, ranks.shard_size)
     if shapes_only:
         return first.new_empty((end - start, *first.shape[1:]), device="meta")

@@ -492,12 +492,12 @@ def final_weights(name, weights, state):
         return weights
     if not state:
         raise ValueError(f"its weights are made from the state of {name}, which is not in it")
-    found = {}  # by place in memory, as tied tensors have one
+    found = {}  # by place in memory, as tied tensors have one, and by shape, as those without numbers have none
     for group in state["param_groups"]:
         for parameter, index in zip(group["names"], group["params"], strict=True):
             p = weights[parameter]
-            found[p.data_ptr()] = final(p, state["state"].get(index, {}))
-    return {parameter: found.get(p.data_ptr(), p) for parameter, p in weights.items()}
+            found[p.data_ptr(), p.shape] = final(p, state["state"].get(index, {}))
+    return {parameter: found.get((p.data_ptr(), p.shape), p) for parameter, p in weights.items()}
 
 
 def from_final(state):

@@ -889,7 +889,7 @@ if name == "scontrol":
 tasks = []
 for i in ("0", "1"):
     place = {{"SLURM_PROCID": i, "SLURM_LOCALID": i, "SLURM_NTASKS": "2"}}
-    tasks.append(subprocess.Popen(args[1:], env=os.environ | place, cwd={root!r}))
+    tasks.append(subprocess.Popen(args[2:], env=os.environ | place, cwd={root!r}))
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])  # what --signal=TERM does
 sys.exit(max(task.wait() for task in tasks))
 """
