@@ -72,6 +72,10 @@ def read_study(path, flags=()):
         if name.split("/")[0] == "shared":
             raise Mistake(f"{path}: name={name!r}: that folder is for shared segments; choose another")
         runs[name] = Config(**start | values | {"name": f"{study}/{name}"})
+        if runs[name].parallel != "replicate":  # segments are told to be there by their files
+            raise Mistake(
+                f"{path}: run {name}: parallel={runs[name].parallel!r}: a study trains whole models; leave it out"
+            )
         try:
             check(runs[name])
         except ValueError as error:

@@ -125,6 +125,7 @@ def test_names_say_what_tells_runs_apart_and_no_more():
         ("total_steps = [100, 1000]", (), "run total-steps100: warmup_steps=300 .* more than total_steps=100"),
         ("window_horizon = [5, 38]", (), "run window-horizon38: horizon=38: expected a multiple of every=5"),
         ("out_dir = '/proc/nowhere'", (), "run run: out_dir='/proc/nowhere': cannot write"),
+        ("parallel = 'shard'", (), "run run: parallel='shard': a study trains whole models"),
     ],
 )
 def test_mistakes_are_told_in_one_line(study, tmp_path, text, flags, message):
