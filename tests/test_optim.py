@@ -686,3 +686,12 @@ def test_schedule_free_refuses_what_it_cannot_do(free, run, tmp_path, capsys):
     checkpoint.write(slim, checkpoint.load(free[1]) | {"optimizer": None})
     with pytest.raises(Mistake, match="slim.pt: its weights are made from the state of schedule_free"):
         rows(capsys, slim)
+
+
+def test_a_rank_may_have_no_rows_of_several_tensors():
+    """Tensors without numbers all lie at the same place in memory, which is none."""
+    weights = {"a": torch.empty(0, 2), "b": torch.empty(0)}
+    of = {i: {"z": w.clone(), "beta1": 0.9} for i, w in enumerate(weights.values())}
+    state = {"state": of, "param_groups": [{"names": ["a", "b"], "params": [0, 1]}]}
+    found = optim.final_weights("schedule_free", weights, state)
+    assert {name: w.shape for name, w in found.items()} == {name: w.shape for name, w in weights.items()}
