@@ -2,6 +2,7 @@
 
     python prepare_data.py                                # Python's standard library: 15M tokens, nothing to download
     python prepare_data.py docstrings                     # of NumPy and SciPy, 6.2M bytes: text of another kind
+    python prepare_data.py packages --tokenizer=bytes     # the code of PyTorch and five others, 134M bytes
     python prepare_data.py slimpajama-6b --tokens=100M    # a part of SlimPajama-6B, streamed from the Hugging Face Hub
     python prepare_data.py owner/name:config              # any dataset of the Hub with a text field
     python prepare_data.py corpus/ --text_field=content   # .txt .jsonl .jsonl.gz .jsonl.zst .parquet: file or folder

@@ -30,7 +30,12 @@ from checkpoint import hash_stream
 from config import Mistake
 
 HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
-PYTHON = ("stdlib", "docstrings")  # what comes with Python, and with NumPy and SciPy: of other versions another text
+LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "sympy", "torch")  # each is there with our requirements
+PYTHON = {  # text that comes with Python and its packages, of other versions another text: (folder, packages or all)
+    "stdlib": ("stdlib", None),
+    "docstrings": ("platlib", ("numpy", "scipy")),
+    "packages": ("platlib", LIBRARIES),
+}
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SPLITS = dict.fromkeys(["val", "valid", "validation", "dev", "eval"], "val") | {"train": "train", "test": "test"}
 WORD = re.compile(rf"(?:^|(?<=[-_./]))({'|'.join(SPLITS)})(?=[-_./]|$)", re.IGNORECASE)  # in a path, names a split
@@ -130,12 +135,13 @@ def choose(sizes):
 def find(source):
     """(root, {name: size} of its text files, those to read as of `choose`, {name left out: reason})."""
     root, unread = Path(source), {}
-    if source == "stdlib":
-        root = Path(sysconfig.get_path("stdlib"))
-        names = list_python(root)
-    elif source == "docstrings":
-        root = Docstrings(sysconfig.get_path("platlib"))
-        names = [f"{package}/{name}" for package in ("numpy", "scipy") for name in list_python(root / package)]
+    if source in PYTHON:
+        folder, packages = PYTHON[source]
+        root = (Docstrings if source == "docstrings" else Path)(sysconfig.get_path(folder))
+        if missing := [name for name in packages or () if not (root / name).is_dir()]:
+            raise Mistake(f"source={source!r}: not installed below {root}: {', '.join(missing)}")
+        names = [f"{name}/{path}" for name in packages for path in list_python(root / name)] if packages else []
+        names = names or list_python(root)
     elif root.is_file():
         root, names = root.parent, [root.name] if root.name.lower().endswith(ENDINGS) else []
     else:

@@ -561,6 +561,19 @@ def test_docstrings_of_packages_are_a_source(tmp_path, capsys):
     assert data.read_meta(tmp_path / "docstrings-bytes")["revision"].startswith("Python 3.")
 
 
+def test_packages_are_a_source(tmp_path, monkeypatch):
+    for name in ("torch/nn/a.py", "torch/b.py", "torch/c.txt", "numpy/a.py", "other/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    monkeypatch.setattr(text_sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(text_sources, "PYTHON", {"packages": ("platlib", ("numpy", "torch"))})
+    found = text_sources.local_files("packages")
+    assert [str(path.relative_to(tmp_path)) for _, path in found.files] == ["numpy/a.py", "torch/b.py", "torch/nn/a.py"]
+    monkeypatch.setattr(text_sources, "PYTHON", {"packages": ("platlib", ("numpy", "sympy"))})
+    with pytest.raises(ValueError, match="not installed below .*: sympy"):
+        text_sources.local_files("packages")
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Kills and faults
 
