@@ -182,10 +182,17 @@ def plot_schedules(args):
 
 
 def name_runs(paths, names):
-    """[(kind, label)] of runs: words for their settings, and their folders' names where those are unknown or alike."""
+    """[(kind, label)] of runs: words for their settings, and their folders' names where those are unknown or alike.
+
+    Runs that differ in their seeds only have one label.
+    """
     told = [tables.read_settings(path) or {"schedule": name} for path, name in zip(paths, names, strict=True)]
+    seeds = [{column: settings.pop(column, None) for column in tables.SEEDS} for settings in told]
     said = labels(told)
-    told_apart = [x if said.count(x) == 1 else f"{x} ({name})" for x, name in zip(said, names, strict=True)]
+    one = [said.index(label) for label in said]  # the first run of each label
+    alike = [i != j and (told[i] != told[j] or seeds[i] == seeds[j]) for i, j in enumerate(one)]
+    unclear = {said[i] for i, same in enumerate(alike) if same}
+    told_apart = [f"{x} ({name})" if x in unclear else x for x, name in zip(said, names, strict=True)]
     return list(zip(map(called, told), told_apart, strict=True))
 
 
@@ -203,8 +210,23 @@ def rates_of(training, start):
     return rates[leaves:] if start > 0 else rates
 
 
+def over_seeds(curves):
+    """{(kind, label): [(step, mean, least, greatest loss)]} of [(kind, label, [(step, loss)])], at steps of all."""
+    found = {}
+    for kind, label, points in curves:
+        found.setdefault((kind, label), []).append(dict(points))
+    for key, runs in found.items():
+        steps = sorted(set.intersection(*map(set, runs)))
+        losses = [[run[step] for run in runs] for step in steps]
+        found[key] = [(step, np.mean(x), min(x), max(x)) for step, x in zip(steps, losses, strict=True)]
+    return found
+
+
 def plot_curves(args):
-    """Validation losses of runs and of the first one's averages; learning rates below (Figures 1, 3 left, 10)."""
+    """Validation losses of runs and of the first one's averages; learning rates below (Figures 1, 3 left, 10).
+
+    Of runs that differ in their seeds only: the mean, and a band from the least loss to the greatest.
+    """
     paths = tables.find_runs(args.runs)
     logs = [tables.read_log(path) for path in paths]
     logs = [(training, tables.measured_on(losses, args.val_dataset), name) for training, losses, name in logs]
@@ -212,29 +234,34 @@ def plot_curves(args):
     kinds = [kind for kind, _ in named]
     order = sorted(range(len(logs)), key=lambda i: (kinds.index(kinds[i]), logs[i][1][-1]["step"]))  # shorter first
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, height_ratios=(3, 1))
-    curves, rates = [], []  # (kind, label, points), (label, points)
+    curves, rates = [], {}  # (kind, label, points), {label: points}
     seen = set()  # a branch begins where it leaves the run that it is of
     for i in order:
         (training, evaluation, _), (kind, label) = logs[i], named[i]
         own = from_branch([(x["step"], x["val_loss"]) for x in evaluation if "val_loss" in x], seen)
         curves.append((kind, label, [point for point in own if point[0] >= args.from_step]))
-        rates.append((label, rates_of(training, own[0][0])))
-        for loss in AVERAGES if i == 0 else ():
+        rates.setdefault(label, rates_of(training, own[0][0]))
+        for loss in AVERAGES if named[i] == named[order[0]] else ():
             measured = [x for x in evaluation if loss in x and x["step"] >= args.from_step]
             if measured and loss != "val_loss":
                 points = [(x["step"], x[loss]) for x in measured]
                 curves.append((loss, f"{kind}, {tables.averaged(loss, measured)}", points))
-    look = styles(curves)
-    for kind, label, points in curves:
+    look, seeds = styles(curves), [name for _, name in named]
+    for (kind, label), points in over_seeds(curves).items():
         if points:
             mark = {"marker": ""} if kind in AVERAGES else {"ms": 3.5}
-            top.plot(*zip(*points, strict=True), lw=1.4, label=label, **look[label] | mark)
-    for label, points in rates:
+            steps, means, least, greatest = zip(*points, strict=True)
+            top.plot(steps, means, lw=1.4, label=label, **look[label] | mark)
+            if seeds.count(label) > 1 or kind in AVERAGES:
+                top.fill_between(steps, least, greatest, color=look[label]["color"], alpha=0.18, lw=0)
+    for label, points in rates.items():
         bottom.plot(*np.array(points).reshape(-1, 2).T, lw=1.8, **look[label] | {"marker": ""})
     top.set_ylabel(LOSS)
     bottom.set(xlabel="step", ylabel="learning rate", ylim=0)
     bottom.xaxis.set_major_formatter("{x:,.0f}")
-    return finish(figure, "Validation loss and learning rate over training", look=look)
+    n = max(map(seeds.count, seeds))
+    caption = f"mean over {n} seeds, and from the least to the greatest" if n > 1 else ""
+    return finish(figure, "Validation loss and learning rate over training", caption, look)
 
 
 def plot_lr(args):

@@ -131,6 +131,22 @@ def test_twins_are_told_apart_by_their_folders(tmp_path, figure):
     assert list(lines_of(top)) == ["constant (a)", "constant, window", "constant (b)"]
 
 
+def test_runs_that_differ_in_their_seeds_are_one_line_with_a_band(tmp_path, figure):
+    runs = [write_run(tmp_path / f"a{i}", i / 10, schedule="constant", seed=i, data_seed=i) for i in (0, 1, 2)]
+    runs += [write_run(tmp_path / "b", 0.5, schedule="wsd")]
+    drawn = figure("curves", *runs)
+    top, bottom = drawn.axes
+    losses = [[line["val_loss"] for line in tables.read_log(tmp_path / f"a{i}")[1]] for i in (0, 1, 2)]
+    losses = np.array(losses)[:, 1:]  # before that they are alike, as if the later ones were branches
+    lines, bands = lines_of(top), top.collections
+    assert list(lines) == ["constant", "constant, window", "cooldown, 1-sqrt"] and len(bottom.get_lines()) == 2
+    assert lines["constant"][1] == list(np.mean(losses, axis=0))
+    assert len(bands) == 2  # of the constant runs and their window, and not of the single cooldown
+    heights = bands[0].get_paths()[0].vertices[:, 1]
+    assert min(heights) == np.min(losses) and max(heights) == np.max(losses)
+    assert drawn.legends[0].get_title().get_text() == "mean over 3 seeds, and from the least to the greatest"
+
+
 def test_a_branch_shows_its_learning_rate_from_where_it_leaves(tmp_path, figure):
     """Even if the two logs hold other steps, as thinned ones do."""
     for name, steps, last in (("trunk", range(1, 11), 1e-3), ("branch", range(1, 11, 3), 2e-4)):
