@@ -1,0 +1,65 @@
+"""Does a learning rate carry over to wider and to sparser models?"""
+
+import numpy as np
+
+from tables import over_seeds, where
+
+from .text import Study, best, gap, listed, minutes, power, read, size, spread, values
+
+
+def unhalted(rows, most):
+    """96 of its 120 runs took 5.8 minutes of training: those of less than `most` seconds per run."""
+    ended = [row for row in rows if row["train_s"] < most]
+    return f"{len(ended)} of its {len(rows)} runs took {minutes(ended)} minutes of training"
+
+
+def mup():
+    rows = read("mup")
+    table = [["channels", "parameters", "best peak", "loss", "with muP", "loss"]]
+    table[0].append("muP minus standard, each at its best")
+    for channels in values(rows, "n_embd"):
+        here = where(rows, n_embd=channels)
+        plain, scaled = best(here, mup_base=None), best(here, mup_base=32)
+        minus = over_seeds(scaled) - over_seeds(plain)
+        table.append([f"{channels:.0f}", size(here[0]["n_params"])])
+        table[-1] += [x for runs in (plain, scaled) for x in (power(runs[0]["lr"]), spread(over_seeds(runs)))]
+        table[-1].append(gap(minus) if np.any(minus) else "the same model")
+    carried = over_seeds(here, mup_base=None, lr=0.008) - over_seeds(plain)
+    phrases = [
+        "models of 32 to 128 channels in heads of 32, 250 steps of 512 tokens, linear cooldowns, three seeds",
+        unhalted(rows, 40),
+        f"So a rate found at 32 channels is right for 128 with muP, and costs {gap(carried, '.3f')} without",
+        "but who can afford a sweep at 128 channels",
+    ]
+    answer = "with muP yes, but the wider models are worse than without, each at its best"
+    claims = [("Does a learning rate carry over to wider models?", answer, "")]
+    section, command = "Learning rates over widths: muP", "study.py configs/mup.py"
+    return Study("mup", section, command, rows, phrases, {"mup": table}, claims, timed=False)
+
+
+def supar():
+    rows, table = read("supar"), [["density", "best peak, scaled", "loss", "best peak, not scaled", "loss"]]
+    gains = []
+    for density in reversed(values(rows, "density")):
+        here = where(rows, density=density)
+        scaled = best(here, supar="True")
+        table.append(
+            [f"1/{1 / density:.0f}" if density < 1 else "1", power(scaled[0]["lr"]), spread(over_seeds(scaled))]
+        )
+        if density == 1:
+            dense, table[-1] = scaled, [*table[-1], "", ""]
+            continue
+        plain = best(here, supar="False")
+        table[-1] += [power(plain[0]["lr"]), spread(over_seeds(plain))]
+        gains.append(over_seeds(here, supar="False", lr=0.004) - over_seeds(here, supar="True", lr=0.004))
+    behind, gains = over_seeds(scaled) - over_seeds(dense), listed([gap(gain, ".3f") for gain in gains])
+    phrases = [
+        "64 channels, of which all, 1/2, 1/4 and 1/8 of the blocks' weights are not 0",
+        "250 steps of 512 tokens, linear cooldowns, three seeds",
+        unhalted(rows, 30),
+        f"At the dense model's best peak, {power(dense[0]['lr'])}, scaling is worth {gains}",
+        f"the scaled model is behind the dense one by {gap(behind, '.3f')} only",
+    ]
+    section, command = "Learning rates over densities: SuPar", "study.py configs/supar.py"
+    claims = [("And to sparser ones?", "with SuPar yes", "")]
+    return Study("supar", section, command, rows, phrases, {"supar": table}, claims, timed=False)
