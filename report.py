@@ -1,21 +1,24 @@
 """The numbers of README.md and results/README.md: every one is computed from the files in results/, or has its reason.
 
-    make results                # draws every figure, then does this
+    make results                # draws every figure, then does the next line
     python report.py            # writes every table in place, and looks for every number of the text
     python report.py --check    # compares only, as the tests do
 
-findings.py has a function per study, which computes its tables, and its numbers as short phrases. A phrase has to be
-found in the text of its section, with blanks and line breaks as one, without code, bold marks and the targets of
-links. A number that stands in no table and in no phrase is an error, too, unless `GIVEN` or `ELSEWHERE` in findings.py
-says where it is from. Exit status 1, and a line each: a phrase not found, a table that differs (with --check), a number
-that nothing accounts for. Numbers in words ("three seeds") are checked where a phrase has them, and only there.
+findings/ has a function per study, which computes its tables, and its numbers in short phrases. A phrase has to be
+found in the text of its section. There, line breaks are blanks, code is a single `, and bold marks and the targets of
+links are gone; of blocks of code the comments stay. A number in no table and no phrase is an error, unless
+findings/elsewhere.py says where it is from: the paper, a config, a measurement. So exit status 1 and a line each have a
+phrase that is not found, a number that nothing accounts for and, with --check, a table that differs. Numbers in words
+("three seeds") are checked only where a phrase has them, and no program checks what the words around a number claim.
 
 To add a study:
 
-1. `python tables.py runs/NAME results/NAME`, and a section of results/README.md, with two lines for each table:
-   `<!-- table: NAME -->` and `<!-- end -->`.
-2. A function in findings.py that returns a Study, and its name in STUDIES. `cooldown_shape` is a short one to copy.
-3. `python report.py` fills the tables in, and lists the numbers of the section that no phrase covers yet.
+1. `python tables.py runs/NAME results/NAME` keeps its files; its figures go into the Makefile, under `figures`.
+2. A section of results/README.md with its text, and two lines for each table: `<!-- table: X -->` and `<!-- end -->`.
+3. A function in findings/ that returns a Study, and its name in STUDIES of findings/__init__.py. `cooldown_shape` is
+   one to copy. Its `claims` are rows of the first table of results/README.md, in the order of STUDIES; what README.md
+   says of it stands in `readme`.
+4. `python report.py` fills the tables in, and lists the numbers of the text that no phrase covers yet.
 """
 
 import re
@@ -108,7 +111,7 @@ class Page:
 
 
 def check(pages, studies):
-    """({path: text with its tables as they should be}, [problem]) of the texts of both pages."""
+    """({path: text with its tables as they should be}, [what else is wrong]) of the texts of both pages."""
     tables = {"claims": claims_table(studies)}
     for study in studies:
         tables |= study.tables
@@ -116,7 +119,7 @@ def check(pages, studies):
     right, problems = {}, []
     for path, text in pages.items():
         marked = [m[2] for m in MARKED.finditer(text)]
-        problems += [f"{path}: no function of findings.py makes table {name}" for name in marked if name not in written]
+        problems += [f"{path}: no function in findings/ makes table {name}" for name in marked if name not in written]
         right[path] = MARKED.sub(lambda m: m[1] + written.get(m[2], m[3]) + m[4], text)
     there = [m[2] for text in pages.values() for m in MARKED.finditer(text)]
     problems += [f"{RESULTS}: no place for table {name}; add its markers" for name in written if name not in there]
@@ -135,21 +138,30 @@ def check(pages, studies):
     return right, problems
 
 
+def differing(pages, right):
+    """[(path, name of a table)] of those that are not as they should be."""
+    tables = [(path, zip(MARKED.finditer(pages[path]), MARKED.finditer(right[path]), strict=True)) for path in pages]
+    return [(path, old[2]) for path, pairs in tables for old, new in pairs if old[3] != new[3]]
+
+
+def read_pages():
+    return {path: (HERE / path).read_text(encoding="utf-8") for path in (README, RESULTS)}
+
+
 def run(args=None):
     parser = config.Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; a table that differs is an error")
     args = parser.parse_args(args)
     studies = [study() for study in findings.STUDIES]
-    pages = {path: (HERE / path).read_text(encoding="utf-8") for path in (README, RESULTS)}
+    pages = read_pages()
     right, problems = check(pages, studies)
-    for path in pages:
-        for old, new in zip(MARKED.finditer(pages[path]), MARKED.finditer(right[path]), strict=True):
-            if old[3] != new[3] and args.check:
-                problems.append(f"{path}: table {old[2]} differs from the files; run python report.py")
-            elif old[3] != new[3]:
-                print(f"{path}: table {old[2]} is written")
-        if not args.check and right[path] != pages[path]:
-            (HERE / path).write_text(right[path], encoding="utf-8")
+    tables = differing(pages, right)
+    if args.check:
+        problems += [f"{path}: table {name} is not what the files say; run python report.py" for path, name in tables]
+    else:
+        for path, text in right.items():
+            (HERE / path).write_text(text, encoding="utf-8")
+        print(*(f"{path}: table {name} is written" for path, name in tables), sep="\n", end="\n" * bool(tables))
     for study in studies:
         print(f"{study.name}: {len(study.tables)} tables, {len(study.phrases) + len(study.readme)} phrases")
     given = sum(len(phrases) for *_, phrases in GIVEN)

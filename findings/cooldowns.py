@@ -4,8 +4,11 @@ import numpy as np
 
 from tables import over_seeds, read_log, where
 
+from .ladder import ladder_cells
+
 from .text import (  # isort: skip
-    FOLDER, Study, bold, cost, gap, left, listed, load, minutes, power, read, size, spread, updates, values,
+    FOLDER, Study, bold, cost, counted, gap, left, listed, listed_steps, load, minutes, power, ratios, read, size,
+    spread, updates, values,
 )  # fmt: skip
 
 
@@ -40,13 +43,13 @@ def demo():
     line = {row["t"]: f"{row['val_loss']:.3f}" for row in load("demo/interpolation.json")["rows"]}
     alone, paid = f"{updates(rows, alone=True):,}", f"{updates(rows):,}"
     phrases = [
-        f"{size(rows[0]['n_params'])} parameters at 10, 20 and 30 tokens per parameter, one seed",
+        f"{size(rows[0]['n_params'])} parameters at {ratios(rows)}, {counted(rows, 'seed', 'seed')}",
         f"Its {len(rows)} runs took {minutes(rows)} minutes of training",
         f"Sharing left {paid} of {alone} updates: {left(rows):.0f}% of the FLOPs",
         f"1-sqrt minus cosine is {listed([f'{d:+.3f}' for d in root - cosine])} here",
-        f"Over the three seeds of the studies below it is {listed([f'{d:+.3f}' for d in seeds])}",
+        f"Over the {counted(peaks, 'seed', 'seed')} of the studies below it is {listed([f'{d:+.3f}' for d in seeds])}",
         f"The window shows {shares} of what the 1-sqrt cooldown gains",
-        "before and after the 1-sqrt cooldown of the 1,980 steps",
+        f"before and after the 1-sqrt cooldown of the {lengths[-1]:,.0f} steps",
         f"from {line[0.0]} over {line[0.5]} in the middle to {line[1.0]}",
     ]
     readme = [f"The {len(rows)} runs of ` would be {alone} updates alone; {paid} are left to train"]
@@ -54,12 +57,11 @@ def demo():
 
 
 def tiny():
-    logs = {
-        name: {row["step"]: row for row in read_log(FOLDER / "tiny" / name)[1]}
-        for name in ("trunk", "300-steps", "400-steps")
-    }
-    trunk, short, long = logs.values()
-    at = (100, 200, 300, 400)
+    logs = [read_log(FOLDER / "tiny" / name)[1] for name in ("trunk", "300-steps", "400-steps")]
+    trunk, short, long = ({row["step"]: row for row in log} for log in logs)
+    at, lengths = (100, 200, 300, 400), [max(log) for log in (trunk, short, long)]
+    starts = [n - n // 5 for n in lengths[1:]]
+    own = sum(n // 5 for n in lengths[1:])
     windows = {trunk[step]["window_steps"] for step in at}
     table = [["loss after", "100 steps", "200", "300", "400"]]
     table.append(["constant", *(f"{trunk[step]['val_loss']:.3f}" for step in at)])
@@ -68,13 +70,16 @@ def tiny():
     table.append(["constant, EMA", *(f"{trunk[step]['val_loss_ema']:.3f}" for step in at)])
     ends = [f"{short[300]['val_loss']:.3f}", f"{long[400]['val_loss']:.3f}"]
     table.append(["cooldown, 1-sqrt", "", "", *ends])
-    phrases = ["a constant run of 400 steps, and 1-sqrt cooldowns from its steps 240 and 320 to the steps 300 and 400"]
+    phrases = [
+        f"a constant run of {lengths[0]} steps, and 1-sqrt cooldowns from its steps {starts[0]} and {starts[1]} to the "
+        f"steps {lengths[1]} and {lengths[2]}"
+    ]
     losses = [f"{trunk[step]['val_loss']:.3f}" for step in (300, 400)]
     readme = [
         f"three minutes on two CPU cores, loss {ends[1]}",
         f"The trunk has a loss of {losses[0]} after 300 steps and of {losses[1]} after 400",
         f"The cooldowns, over the last fifth, end at {listed(ends)}",
-        f"All three took {400 + 60 + 80} updates instead of {400 + 300 + 400:,}",
+        f"All three took {lengths[0] + own} updates instead of {sum(lengths):,}",
     ]
     section = "A trunk and two branches by hand"
     return Study("tiny", section, "train.py configs/tiny.py", [], phrases, {"tiny": table}, [], readme)
@@ -96,11 +101,15 @@ def lr_sensitivity():
     for row in table:
         row[0] = bold(row[0], row[0] == power(best))
     phrases = [
-        f"{size(rows[0]['n_params'])} parameters, 1,320 steps (20 tokens per parameter), six peaks, three seeds",
+        f"{size(rows[0]['n_params'])} parameters, {listed_steps(rows)} steps ({ratios(rows)}), "
+        f"{counted(rows, 'lr', 'peak')}, {counted(rows, 'seed', 'seed')}",
         cost(rows),
         f"The best of these peaks is {power(best)} for all three",
     ]
-    answer = f"the same for both at {size(rows[0]['n_params'])} parameters; half to twice cosine's in `ladder`"
+    cells = ladder_cells(read("ladder"))
+    times = [cooldown[0]["lr"] / cosine[0]["lr"] for cosine, cooldown in cells.values()]
+    answer = f"{power(best)} for both at {size(rows[0]['n_params'])} parameters, of peaks a factor of two apart; "
+    answer += f"{min(times):g} to {max(times):g} times cosine's over the sizes of `ladder`"
     claims = [("Which peak learning rate is best?", answer, "slightly below half of cosine's")]
     command = "study.py configs/lr_sensitivity.py"
     tables = {"lr_sensitivity": table}
@@ -113,16 +122,19 @@ def cooldown_shape():
     losses = {shape: over_seeds(rows, cooldown_shape=shape) for shape in values(rows, "cooldown_shape")}
     for shape, of_shape in sorted(losses.items(), key=lambda item: np.mean(item[1])):
         table.append([shape, spread(of_shape), gap(of_shape - linear, ".4f") if shape != "linear" else ""])
-    above = [np.mean(losses[shape] - linear) for shape in losses if shape not in ("linear", "1-sqrt")]
+    above = {shape: of_shape - linear for shape, of_shape in losses.items() if shape != "linear"}
     low = where(read("lr_sensitivity"), lr=0.002)
     behind = over_seeds(low, cooldown_shape="1-sqrt") - over_seeds(low, cooldown_shape="linear")
     phrases = [
-        f"at a peak of {power(rows[0]['lr'])}, cooldowns of {rows[0]['cooldown_steps']:.0f} steps, three seeds",
+        f"at a peak of {power(rows[0]['lr'])}, cooldowns of {rows[0]['cooldown_steps']:.0f} steps, "
+        f"{counted(rows, 'seed', 'seed')}",
         cost(rows),
         f"In these {rows[0]['total_steps']:,.0f} steps it does not",
         f"by {gap(behind, '.4f')} at an eighth of the best peak",
     ]
-    answer = f"linear and 1-sqrt alike; the others worse by {min(above):.3f} to {max(above):.3f}"
+    root, others = gap(above["1-sqrt"], ".4f"), sorted(above.values(), key=np.mean)[1:]
+    answer = f"linear and 1-sqrt alike, {root} apart; the others worse by {gap(others[0], '.3f')} to "
+    answer += gap(others[-1], ".3f")
     claims = [("Which shape of the cooldown?", answer, "1-sqrt, by 0.002 to 0.010")]
     command, tables = "study.py configs/cooldown_shape.py", {"cooldown_shape": table}
     return Study("cooldown_shape", "Shape of the cooldown", command, rows, phrases, tables, claims)
@@ -147,12 +159,14 @@ def cooldown_length():
     alike = [s for s in shares if np.mean(cooled[1980, s]) - np.mean(cooled[1980, best[1980]]) < 0.002]
     answer = f"{best[660]:.0%} of 660 steps, {' or '.join(f'{s:.0%}' for s in alike)} of 1,980"
     phrases = [
-        "the same model at 660 and 1,980 steps, 1-sqrt cooldowns from a peak of 1.6e-2, three seeds",
+        f"the same model at {listed_steps(rows)} steps, 1-sqrt cooldowns from a peak of {power(rows[0]['lr'])}, "
+        f"{counted(rows, 'seed', 'seed')}",
         cost(rows),
         f"where 40% ends {gap(gain, '.3f')} below 20%",
         f"Here {ahead:.0%} beats cosine at 660 steps, and is behind it at 1,980",
     ]
-    claims = [("How long a cooldown?", answer, "20%, or less in longer runs")]
+    told = f"{answer}, where 40% ends {gap(gain, '.3f')} below 20%"
+    claims = [("How long a cooldown?", told, "20%, or less in longer runs")]
     command, tables = "study.py configs/cooldown_length.py", {"cooldown_length": table}
     section = "Length of the cooldown"
     return Study("cooldown_length", section, command, rows, phrases, tables, claims, [answer])

@@ -19,12 +19,13 @@ def overview():
     return Study("all", "", "", [], phrases, readme=readme)
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Numbers that are from elsewhere
+
 PAPER, CONFIG, MEASURED = "the paper", "the options of a config", "timed or counted once, on the machine that is named"
-
-
 README, RESULTS = "README.md", "results/README.md"
 
-
+# (page, section or None for all of them, where from, phrases)
 GIVEN = (
     (README, None, PAPER, ["equal: better by 0.0009", "1-sqrt, by 0.002 to 0.010", "20%, or less in longer runs"]),
     (README, None, PAPER, ["74% to 90% of the way to cosine", "the paper's 124M model", "for its 30,000 steps"]),
@@ -39,7 +40,7 @@ GIVEN = (
     (README, None, "how it works", ["the mean of 1 - acc", "begins at step 0", "trained from step 0", "from 1 to 0"]),
     (README, None, "how it works", ["1 million tokens, again and again", "the mean of 1, 2, ... models"]),
     (README, None, "tests/README.md", ["2, 4 or 8 ranks"]),
-    (RESULTS, "", CONFIG, ["the first 65,536 bytes of the validation split", "the last 20% of a run"]),
+    (RESULTS, "", CONFIG, ["the first 65,536 bytes of the validation split", "the last 20% of a run", "hold 95%"]),
     (RESULTS, "A trunk and two branches by hand", CONFIG, ["1.1M parameters"]),
     (RESULTS, "Shape of the cooldown", PAPER, ["by 0.002 to 0.010, in runs of 25,000 and 50,000 steps"]),
     (RESULTS, "Length of the cooldown", PAPER, ["a cooldown beyond 20% gains nothing"]),

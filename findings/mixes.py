@@ -4,7 +4,7 @@ import numpy as np
 
 from tables import grouped, mean_error, over_seeds
 
-from .text import Study, gap, left, minutes, read, spread
+from .text import Study, counted, gap, left, listed_steps, minutes, power, read, spread
 
 
 def mixes(rows):
@@ -30,25 +30,27 @@ def cooldown_mix():
     beside = [["in the cooldown minus spread over the run", "general text", "target"]]
     pairs = [((0.25, 0.2), (0.05, 1)), ((0.5, 0.2), (0.1, 1)), ((1, 0.2), (0.2, 1)), ((0.25, 0.2), (0.2, 1))]
     minus = [[a - b for a, b in zip(losses[x], losses[y], strict=True)] for x, y in pairs]
-    names = ["67,584 bytes of target", "135,168", "270,336", "67,584 in the cooldown, 270,336 over the run"]
+    seen = [f"{share * run['tokens']:,.0f}" for share in (0.05, 0.1, 0.2)]
+    names = [f"{seen[0]} bytes of target", *seen[1:], f"{seen[0]} in the cooldown, {seen[2]} over the run"]
     beside += [[name, *map(gap, both)] for name, both in zip(names, minus, strict=True)]
-    gains = sorted(-np.mean(on_target) for _, on_target in minus[:3])
+    gains = [gap(-on_target, ".3f") for _, on_target in (minus[0], minus[2])]
     all_of_it = [np.mean(a - b) for a, b in zip(losses[1, 0.2], losses[0.5, 0.2], strict=True)]
     mean, error = mean_error(losses[0.05, 1][0] - none[0])
     odd = sorted(losses[0.1, 1][0], reverse=True)
-    seen = max(row.get("epochs/docstrings-bytes") or 0 for row in rows)
+    most = max(row.get("epochs/docstrings-bytes") or 0 for row in rows)
     phrases = [
-        "1,320 steps and a linear cooldown of 264 from a peak of 1.6e-2, three seeds",
+        f"{listed_steps(rows)} steps and a linear cooldown of {run['cooldown_steps']:.0f} from a peak of "
+        f"{power(run['lr'])}, {counted(rows, 'seed', 'seed')}",
         f"The {len(rows)} runs took {minutes(rows)} minutes of training",
         f"sharing left {left(rows):.0f}% of their FLOPs",
         f"It loses {all_of_it[0]:.3f} of general text beside a half and half, and gains {-all_of_it[1]:.3f} of",
         f"That 5% of target over the run helps general text, by {-mean / error:.1f} times its error",
         "What is told of 10% over the run is unsure",
         f"one of its seeds ends at {odd[0]:.3f} on general text, the others at {odd[1]:.3f} and {odd[2]:.3f}",
-        f"at most {seen:.2%} of it were seen",
+        f"at most {most:.2%} of it were seen",
     ]
     answer = (
-        f"on text of the kind that counts: it is predicted better by {gains[0]:.2f} to {gains[-1]:.2f} than with as "
+        f"on text of the kind that counts: it is predicted better by {gains[0]} to {gains[1]} than with as "
         "much of it spread over the run; other text gets worse"
     )
     claims = [("What should a cooldown train on?", answer, "not asked")]

@@ -4,7 +4,9 @@ import numpy as np
 
 from tables import over_seeds, where
 
-from .text import Study, bold, gap, load, minutes, power, read, size, spread, updates, values
+from .text import (  # isort: skip
+    Study, bold, counted, gap, listed, listed_steps, load, minutes, power, ratios, read, size, spread, updates, values,
+)  # fmt: skip
 
 
 def above_centre(near, form="+.3f"):
@@ -21,11 +23,13 @@ def tune_small():
     table[1:] = sorted(table[1:], key=lambda row: [name in row[0] for name in ("decay 0.4", "no weight", "3.2e-2")])
     centre = found["centre"]
     phrases = [
-        f"{size(rows[0]['n_params'])} parameters, {rows[0]['total_steps']:.0f} steps, linear cooldowns, three seeds",
+        f"{size(rows[0]['n_params'])} parameters, {rows[0]['total_steps']:.0f} steps, linear cooldowns, "
+        f"{counted(rows, 'seed', 'seed')}",
         f"it moved once, to {power(centre['lr'])}, and ended there",
         f"Its {len(rows)} runs took {minutes(rows)} minutes of training",
     ]
-    answer = f"{centre['weight_decay']:g} at {rows[0]['total_steps']:.0f} steps; none is as good within the error"
+    none = above_centre(next(near for near in found["neighbours"] if near["value"] == 0), ".3f")
+    answer = f"{centre['weight_decay']:g} at {rows[0]['total_steps']:.0f} steps; no decay is worse by {none}"
     command, tables = "tune.py configs/tune_small.py", {"tune_small": table}
     claims = [("Which weight decay?", answer, "")]
     return Study("tune_small", "Tuning to a certificate", command, rows, phrases, tables, claims)
@@ -108,6 +112,9 @@ def optimizers():
         table.append([OPTIMIZERS[name][0], *(f"{a:.2f} to {b:.2f}" for a, b in (worth[name, n] for n in lengths))])
         table[-1][3] += " (beyond AdamW's runs)" * (worth[name, 2640][1] * 2640 > tokens)
     table[1][1] += " times"
+    soap, adamw = (where(rows, optimizer=name) for name in ("soap", "adamw"))
+    only = [f"{n:,.0f}" for n in values(adamw, "total_steps") if n not in values(soap, "total_steps")]
+    tuned = listed_steps([row for name in OPTIMIZERS for row in read(f"optimizers/tune/{name}")])
     beta1 = next(near for near in certificates["adamw"]["neighbours"] if near["value"] == 0.9)
     lead = certificates["adamw"]["loss"] - certificates["soap"]["loss"]
     slower = {
@@ -118,17 +125,17 @@ def optimizers():
     ends = [x for name in ("soap", "kron") for n in (660, 1320) for x in worth[name, n]]
     span = f"AdamW needs {min(ends):.1f} to {max(ends):.1f} times"
     phrases = [
-        f"{size(rows[0]['n_params'])} parameters at 660, 1,320 and 2,640 steps (10, 20 and 40 tokens per parameter), "
-        "linear cooldowns of 20%, three seeds; AdamW also at 330 and 1,980 steps",
+        f"{size(rows[0]['n_params'])} parameters at {listed_steps(soap)} steps ({ratios(soap)}), linear cooldowns of "
+        f"{rows[0]['cooldown_frac']:.0%}, {counted(rows, 'seed', 'seed')}; AdamW also at {listed(only)} steps",
         f"Its {len(rows)} runs took {minutes(rows)} minutes of training",
         f"sharing left {100 * updates(rows) / updates(rows, alone=True):.0f}% of their updates",
-        "each optimizer was tuned at 400 steps",
+        f"each optimizer was tuned at {tuned} steps",
         f"better by more than {certificates['muon']['tolerance']:g}, as a mean over three seeds",
-        f"A beta1 of 0.8 instead of 0.9, the default here, is worth {above_centre(beta1, '.3f')} to AdamW at 400 steps",
+        f"A beta1 of 0.8 instead of 0.9, the default here, is worth {above_centre(beta1, '.3f')} to AdamW at {tuned}",
         f"more than half of SOAP's lead of {lead:.3f}",
-        "Muon and Scion lead at 660 steps, are level at 1,320, and fall behind at 2,640",
-        "but for NAdamW at 660 steps",
-        "All options were found at 400 steps",
+        "Muon and Scion lead at {:,} steps, are level at {:,}, and fall behind at {:,}".format(*lengths),
+        f"but for NAdamW at {lengths[0]} steps",
+        f"All options were found at {tuned} steps",
         f"a step takes {slower['soap']:.2f} and {slower['kron']:.2f} times as long as with AdamW, so at 1,320 steps "
         f"SOAP needs {time['soap'][0]:.2f} to {time['soap'][1]:.2f} of AdamW's time for the same loss, and Kron "
         f"{time['kron'][0]:.2f} to {time['kron'][1]:.2f}",
@@ -164,8 +171,8 @@ def schedule_free():
         f"Of its {len(own)} runs, sharing left {share:.0f}% of the updates",
         f"with betas of 0.95 and 0.95 it is behind by {gap(worse, '.3f')} at 400 steps and the same peak",
     ]
-    claims = [
-        ("Does Schedule-Free match a cooldown?", "yes, within the error, once its betas are tuned", "matched or worse")
-    ]
+    minus = [gap(a - b) for a, b in zip(losses[2], losses[0], strict=True)]
+    answer = f"yes, within the error, once its betas are tuned: {listed(minus)} at {listed_steps(own)} steps"
+    claims = [("Does Schedule-Free match a cooldown?", answer, "matched or worse")]
     command, tables = "study.py configs/schedule_free.py", {"schedule_free": table}
     return Study("schedule_free", "Schedule-Free", command, own, phrases, tables, claims, timed=False)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tables import CELL, at_best, mean_error, read_results, std, where
+from tables import CELL, at_best, grouped, mean_error, read_results, settings, std, where
 
 FOLDER = Path(__file__).parents[1] / "results"
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 class Study(NamedTuple):
@@ -81,6 +82,23 @@ def values(rows, column):
     return sorted({row[column] for row in rows if row.get(column) is not None})
 
 
+def counted(rows, column, unit):
+    """three seeds: how many values of a column there are."""
+    n = len(values(rows, column))
+    return f"{WORDS[n]} {unit}{'s' * (n > 1)}"
+
+
+def listed_steps(rows):
+    """660, 1,320 and 1,980: lengths of runs."""
+    return listed([f"{n:,.0f}" for n in values(rows, "total_steps")])
+
+
+def ratios(rows):
+    """10, 20 and 30 tokens per parameter."""
+    found = sorted({round(row["tokens"] / row["n_params"]) for row in rows})
+    return f"{listed([str(n) for n in found])} tokens per parameter"
+
+
 def best(rows, **wanted):
     """Of the rows that have these values those at the peak of lowest mean loss."""
     return at_best(where(rows, **wanted), same=CELL)
@@ -102,8 +120,9 @@ def facts(study):
     rows = study.rows
     time = f" in {minutes(rows)} min" if float(minutes(rows)) < 120 else f" in {hours(rows)} h"
     steps = from_to(f"{n:,.0f}" for n in values(rows, "total_steps"))
-    sizes, seeds = from_to(map(size, values(rows, "n_params"))), len(values(rows, "seed"))
-    return [sizes, steps, f"{seeds}", f"{len(rows)}{time * study.timed}"]
+    seeds = sorted({len(alike) for alike in grouped(rows, settings(rows)).values()})
+    sizes = from_to(map(size, values(rows, "n_params")))
+    return [sizes, steps, from_to(map(str, seeds)), f"{len(rows)}{time * study.timed}"]
 
 
 def updates(rows, alone=False):
