@@ -39,8 +39,8 @@ NAMES = re.compile(r"\b1-sqrt\b|\bFigure \d|\bet al\. 20\d\d|\bNeurIPS 20\d\d") 
 
 def markdown(rows):
     """A table of rows of cells, the first of which is its head."""
-    head, *rest = ["| " + " | ".join(row) + " |\n" for row in rows]
-    return "".join([head.replace("|  |", "| |"), "|" + "---|" * len(rows[0]) + "\n", *rest]).replace("|  ", "| ")
+    head, *rest = ["|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|\n" for row in rows]
+    return "".join([head, "|" + "---|" * len(rows[0]) + "\n", *rest])
 
 
 def claims_table(studies):

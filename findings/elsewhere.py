@@ -61,6 +61,7 @@ GIVEN = (
     (RESULTS, "Schedule-Free", MEASURED, ["halted for 80 minutes"]),
     (RESULTS, "Learning rates over widths: muP", CONFIG, ["with muP from 32 channels", "`, is 1 at the base"]),
     (RESULTS, "Learning rates over widths: muP", CONFIG, ["a base of 32 channels"]),
+    (RESULTS, "Learning rates over densities: SuPar", CONFIG, ["64 channels"]),
     (RESULTS, "Few data", MEASURED, ["The samples took 2.4 minutes"]),
     (RESULTS, "Few data", "Kim et al.", ["(in the paper 83%)"]),
 )  # fmt: skip

@@ -17,6 +17,16 @@ def mixes(rows):
     return found
 
 
+def cooldown_or_spread(losses, tokens):
+    """(table, differences on both texts): target in the cooldown minus as much, or more, spread over the run."""
+    pairs = [((0.25, 0.2), (0.05, 1)), ((0.5, 0.2), (0.1, 1)), ((1, 0.2), (0.2, 1)), ((0.25, 0.2), (0.2, 1))]
+    minus = [[a - b for a, b in zip(losses[x], losses[y], strict=True)] for x, y in pairs]
+    seen = [f"{share * tokens:,.0f}" for share in (0.05, 0.1, 0.2)]
+    names = [f"{seen[0]} bytes of target", *seen[1:], f"{seen[0]} in the cooldown, {seen[2]} over the run"]
+    table = [["in the cooldown minus spread over the run", "general text", "target"]]
+    return table + [[name, *map(gap, both)] for name, both in zip(names, minus, strict=True)], minus
+
+
 def cooldown_mix():
     rows = read("cooldown_mix")
     (general, target), run = ("val_loss", "val_loss/docstrings-bytes"), rows[0]
@@ -27,12 +37,7 @@ def cooldown_mix():
         told = f"{share:.0%} of the {'run' if part == 1 else 'cooldown'}".replace("100%", "all") if share else "none"
         table.append([told, f"{share * part * run['tokens']:,.0f}"])
         table[-1] += [x for y, n in zip(both, none, strict=True) for x in (spread(y), gap(y - n) if share else "")]
-    beside = [["in the cooldown minus spread over the run", "general text", "target"]]
-    pairs = [((0.25, 0.2), (0.05, 1)), ((0.5, 0.2), (0.1, 1)), ((1, 0.2), (0.2, 1)), ((0.25, 0.2), (0.2, 1))]
-    minus = [[a - b for a, b in zip(losses[x], losses[y], strict=True)] for x, y in pairs]
-    seen = [f"{share * run['tokens']:,.0f}" for share in (0.05, 0.1, 0.2)]
-    names = [f"{seen[0]} bytes of target", *seen[1:], f"{seen[0]} in the cooldown, {seen[2]} over the run"]
-    beside += [[name, *map(gap, both)] for name, both in zip(names, minus, strict=True)]
+    beside, minus = cooldown_or_spread(losses, run["tokens"])
     gains = [gap(-on_target, ".3f") for _, on_target in (minus[0], minus[2])]
     all_of_it = [np.mean(a - b) for a, b in zip(losses[1, 0.2], losses[0.5, 0.2], strict=True)]
     mean, error = mean_error(losses[0.05, 1][0] - none[0])

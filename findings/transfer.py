@@ -39,8 +39,9 @@ def mup():
     phrases = [
         f"models of {channels[0]:.0f} to {channels[-1]:.0f} channels in heads of {heads[0]:.0f}, {setup(rows)}",
         unhalted(rows, 40),
-        f"So a rate found at 32 channels is right for 128 with muP, and costs {gap(carried, '.3f')} without",
-        "but who can afford a sweep at 128 channels",
+        f"So a rate found at {channels[0]:.0f} channels is right for {channels[-1]:.0f} with muP, and costs "
+        f"{gap(carried, '.3f')} without",
+        f"but who can afford a sweep at {channels[-1]:.0f} channels",
     ]
     answer = f"with muP yes, but wider models are worse than without, each at its best, by {listed(worse)}"
     claims = [("Does a learning rate carry over to wider models?", answer, "")]
@@ -50,13 +51,12 @@ def mup():
 
 def supar():
     rows, table = read("supar"), [["density", "best peak, scaled", "loss", "best peak, not scaled", "loss"]]
-    gains = []
+    gains, names = [], []
     for density in reversed(values(rows, "density")):
         here = where(rows, density=density)
         scaled = best(here, supar="True")
-        table.append(
-            [f"1/{1 / density:.0f}" if density < 1 else "1", power(scaled[0]["lr"]), spread(over_seeds(scaled))]
-        )
+        names.append(f"1/{1 / density:.0f}" if density < 1 else "1")
+        table.append([names[-1], power(scaled[0]["lr"]), spread(over_seeds(scaled))])
         if density == 1:
             dense, table[-1] = scaled, [*table[-1], "", ""]
             continue
@@ -65,7 +65,7 @@ def supar():
         gains.append(over_seeds(here, supar="False", lr=0.004) - over_seeds(here, supar="True", lr=0.004))
     behind, gains = over_seeds(scaled) - over_seeds(dense), listed([gap(gain, ".3f") for gain in gains])
     phrases = [
-        "64 channels, of which all, 1/2, 1/4 and 1/8 of the blocks' weights are not 0",
+        f"of which all, {listed(names[1:])} of the blocks' weights are not 0",
         setup(rows),
         unhalted(rows, 30),
         f"At the dense model's best peak, {power(dense[0]['lr'])}, scaling is worth {gains}",
