@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: demo data_limited figures bench test test-long lint format
+.PHONY: demo data_limited figures results bench test test-long lint format
 
 # One run at a constant learning rate with cooldowns, against a cosine for every length (the paper's Figure 1)
 demo: .venv/installed
@@ -24,7 +24,7 @@ data_limited: .venv/installed
 	$(RUN) study.py configs/distilled.py --jobs=2
 	$(RUN) limited.py runs/data_limited runs/distilled
 
-# Every picture in results/, from the tables and logs beside it
+# Every picture in results/, and what laws say, from the tables and logs beside it
 figures: .venv/installed
 	$(RUN) plot.py curves --from_step=120 --out=results/demo/curves.png results/demo/constant_total-steps1980 \
 		results/demo/onecycle_total-steps660 results/demo/wsd_total-steps660_1-sqrt \
@@ -40,15 +40,22 @@ figures: .venv/installed
 	$(RUN) plot.py diagonal results/ladder --out=results/ladder/diagonal.png
 	$(RUN) plot.py cost results/ladder --out=results/ladder/cost.png
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
-		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
+		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png \
+		--json > results/ladder/chinchilla.json
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
 	$(RUN) plot.py methods results/optimizers --baseline=adamw --out=results/optimizers/methods.png
+	$(RUN) -m laws speedup results/optimizers/results.csv --by=optimizer --baseline=adamw --D=tokens --loss=val_loss \
+		--json > results/optimizers/speedup.json
 	$(RUN) plot.py certificate results/optimizers/tune/adamw --out=results/optimizers/certificate.png
 	$(RUN) plot.py methods results/schedule_free results/optimizers --out=results/schedule_free/methods.png \
 		"--baseline=adamw, cooldown, linear" --only optimizer=adamw,schedule_free total_steps=660,1320,2640
 	$(RUN) plot.py lr results/mup --out=results/mup/lr.png
 	$(RUN) plot.py lr results/supar --out=results/supar/lr.png
 	$(RUN) limited.py results/data_limited results/distilled
+
+# Every picture and every table, and a look for every number of README.md and results/README.md: half a minute of one core
+results: figures
+	$(RUN) report.py
 
 # How fast each part is, and next to what
 bench: .venv/installed

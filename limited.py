@@ -126,7 +126,7 @@ def trained_rows(runs):
         base = standard.get((row["D"], row["n_params"]), {})
         above = [run["val_loss"] - base[run["seed"]] for run in row.pop("runs") if run["seed"] in base]
         if above and row["recipe"] != "standard":
-            row |= {"minus_standard": np.mean(above), "error": tables.std(above) / math.sqrt(len(above))}
+            row["minus_standard"], row["error"] = tables.mean_error(above)
     return sorted(rows, key=lambda row: (row["D"], row["n_params"]))
 
 

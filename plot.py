@@ -445,7 +445,7 @@ def plot_diagonal(args):
     figure, axes = plt.subplots(figsize=(6, 6.4))
     for _, name, pairs in found:
         above = pairs[:, 0] - pairs[:, 1]
-        mean, error = np.mean(above), tables.std(above) / math.sqrt(len(above))
+        mean, error = tables.mean_error(above)
         x, cosine = np.exp(pairs.T)
         slope, intercept = np.polyfit(x, cosine, 1) if len(set(x)) > 1 else (math.nan, math.nan)
         label = f"{name}: cosine = {slope:.3f} x {'-' if intercept < 0 else '+'} {abs(intercept):.2f}"
@@ -512,10 +512,11 @@ def plot_methods(args):
             if line is base[0] or not len(pairs):
                 continue
             above = pairs[:, 0] - pairs[:, 1]
+            mean, error = tables.mean_error(above)
             steps.append(length)
-            differences.append(np.mean(above))
-            errors.append(tables.std(above) / math.sqrt(len(above)))
-            told = f"{differences[-1]:+.4f} ± {errors[-1]:.4f} (standard error, {span([len(above)], 'pair')})"
+            differences.append(mean)
+            errors.append(error)
+            told = f"{mean:+.4f} ± {error:.4f} (standard error, {span([len(above)], 'pair')})"
             print(f"{line.label}, {length:,.0f} steps: {told}")
         bars = {"elinewidth": 0.9, "capsize": 2.5, "label": line.label}
         right.errorbar(steps, differences, np.nan_to_num(errors), **bars | look[line.label])
@@ -554,9 +555,9 @@ def plot_mix(args):
             left.errorbar(np.mean(values), i, xerr=np.nan_to_num(tables.std(values)), **dots)
             told = f"{' '.join(name.split())}: {loss} {np.mean(values):.4f} ± {tables.std(values):.4f}"
             if above:
-                error = tables.std(above) / math.sqrt(len(above))
-                right.errorbar(np.mean(above), i, xerr=np.nan_to_num(error), **dots)
-                told += f", minus the trunk's {np.mean(above):+.4f} ± {error:.4f}"
+                mean, error = tables.mean_error(above)
+                right.errorbar(mean, i, xerr=np.nan_to_num(error), **dots)
+                told += f", minus the trunk's {mean:+.4f} ± {error:.4f}"
                 told += f" (standard error, {span([len(above)], 'pair')})"
             print(told)
         left.set(xlabel=f"{loss} (nats per token)")

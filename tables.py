@@ -379,6 +379,27 @@ def std(values):
     return np.std(values, ddof=1) if len(values) > 1 else math.nan
 
 
+def mean_error(differences):
+    """The mean of differences, one for each pair of runs, and its standard error, nan where there is only one."""
+    return np.mean(differences), std(differences) / math.sqrt(len(differences))
+
+
+def where(rows, **wanted):
+    """The rows that have these values, at least one."""
+    found = [row for row in rows if all(row.get(column) == value for column, value in wanted.items())]
+    if not found:
+        raise Mistake(f"no run has {wanted}")
+    return found
+
+
+def over_seeds(rows, y="val_loss", **wanted):
+    """y of the rows that have these values, one for each seed and in their order: what differences are taken of."""
+    found = sorted(where(rows, **wanted), key=lambda row: row["seed"])
+    if len({row["seed"] for row in found}) < len(found):
+        raise Mistake(f"several runs of one seed have {wanted}: name more of their settings")
+    return np.array([row[y] for row in found])
+
+
 def at_best(rows, y="val_loss", same=None):
     """Of rows alike in the columns `same` (all settings but lr) those of lowest mean y, among those of most seeds."""
     rows, chosen = [row for row in rows if row.get(y) is not None], []

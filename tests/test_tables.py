@@ -203,6 +203,23 @@ def test_pairs_need_equal_seeds_and_cells():
     assert tables.paired(others, cosine, "val_loss").tolist() == [[2.9, 3.0]]
 
 
+def test_losses_over_seeds_are_in_their_order():
+    """So that differences of two such arrays are of equal seeds."""
+    rows = seeds_of("wsd", 1.0)[::-1] + seeds_of("wsd", 2.0, lr=1e-2)
+    assert tables.over_seeds(rows, lr=1e-3).tolist() == [0.9, 1.1, 1.0]
+    assert tables.over_seeds(rows, "train_loss", lr=1e-2).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(tables.Mistake, match="several runs of one seed have {'schedule': 'wsd'}: name more"):
+        tables.over_seeds(rows, schedule="wsd")
+    with pytest.raises(tables.Mistake, match="no run has {'schedule': 'cosine'}"):
+        tables.over_seeds(rows, schedule="cosine")
+
+
+def test_the_error_of_a_mean_of_differences():
+    mean, error = tables.mean_error([0.1, 0.2, 0.6])  # deviations of -0.2, -0.1 and 0.3: a variance of 0.07
+    assert mean == pytest.approx(0.3, rel=1e-12) and error == pytest.approx(math.sqrt(0.07 / 3), rel=1e-12)
+    assert math.isnan(tables.mean_error([0.1])[1])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Rows, and what is kept of a study
 
