@@ -167,17 +167,36 @@ def parse_schedule(text, steps, warmup_steps):
 
 
 def plot_schedules(args):
-    """Learning rate over steps, of schedules by name (Figure 2)."""
-    figure, axes = plt.subplots(figsize=(6.5, 4))
+    """Learning rate over steps, of schedules by name (Figure 2); what each update weighs in the end, with --lr.
+
+    The weights of AdamW are a moving average of its updates: see schedules.update_shares.
+    """
+    if (args.lr is None) != (args.weight_decay is None):
+        raise Mistake("--lr and --weight_decay: give both, for the shares of the updates, or neither")
+    down = 1 if args.lr is None else 2
+    figure, panels = plt.subplots(down, 1, figsize=(6.5, 1.4 + 2.6 * down), sharex=True, squeeze=False)
+    top, *below = panels[:, 0]
     steps = np.unique(np.linspace(0, args.steps, 1001).round().astype(int)).tolist()
     built, given = zip(*[parse_schedule(text, args.steps, args.warmup_steps) for text in args.schedules], strict=True)
     names = labels(given)
     look = styles(zip(map(called, given), names, strict=True))
     for i, (schedule, name) in enumerate(zip(built, names, strict=True)):
         beside = {"markevery": (25 + 37 * i, 150), "ms": 4, "lw": 1.6}  # markers beside, not upon, each other
-        axes.plot(steps, list(map(schedule, steps)), label=name, **look[name], **beside)
-    axes.set(xlabel="step", ylabel="learning rate / its peak", ylim=(0, None))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+        top.plot(steps, list(map(schedule, steps)), label=name, **look[name], **beside)
+        for bottom in below:
+            rates = [args.lr * schedule(k) for k in range(args.steps)]
+            *shares, first = schedules.update_shares(rates, args.weight_decay)
+            bottom.plot(steps[:-1], [shares[k] for k in steps[:-1]], **look[name], **beside)
+            last = sum(shares[-(args.steps // 5) :])
+            print(
+                f"{name}: of the last weights {last:.1%} are updates of the last fifth, {first:.1%} the first weights"
+            )
+    top.set(ylabel="learning rate / its peak", ylim=(0, None))
+    for bottom in below:
+        bottom.set(ylabel="share of an update in the last weights", ylim=(0, None))
+        bottom.yaxis.set_major_formatter(PercentFormatter(1))
+    panels[-1, 0].set(xlabel="step")
+    panels[-1, 0].xaxis.set_major_formatter("{x:,.0f}")
     return finish(figure, f"Learning rate of a run of {args.steps:,} steps, {args.warmup_steps:,} of them warmup")
 
 
@@ -643,6 +662,10 @@ def run(args=None):
             figure.add_argument("schedules", nargs="*", default=default, help=text)
             figure.add_argument("--steps", type=config.whole(least=1, most=10**9), default=1000, help="of the run")
             figure.add_argument("--warmup_steps", type=config.whole(least=0), default=50, help="of these")
+            figure.add_argument(
+                "--lr", type=config.number(above=0), help="peak, for the updates' shares in AdamW's weights"
+            )
+            figure.add_argument("--weight_decay", type=config.number(above=0), help="for the same")
         elif plot is plot_curves:
             figure.add_argument("runs", nargs="+", help="folders of runs, their log.jsonl, or a folder of such folders")
             figure.add_argument("--from_step", type=config.whole(least=0), default=0, help="leave out losses before it")

@@ -360,6 +360,26 @@ def build(name, **kwargs):
     return cooldown(schedule, given["total_steps"], **rest) if cools else schedule
 
 
+def update_shares(rates, weight_decay):
+    """Share of each update, and of the first weights, in AdamW's last weights: a moving average of its updates.
+
+    `rates`: the learning rate of each update. Update i, u_i, is of length 1 or so in every number, and makes
+
+        theta_(i+1) = (1 - a_i) theta_i + a_i (-u_i / weight_decay),    a_i = rates[i] * weight_decay
+
+    so the last weights are sum_i c_i (-u_i / weight_decay) + c theta_0 with c_i = a_i (1 - a_(i+1)) ... (1 - a_(n-1)),
+    c = (1 - a_0) ... (1 - a_(n-1)). Returns [c_0, .., c_(n-1), c], which add up to 1. A constant rate forgets at an
+    even pace; a rate that falls to zero spreads the shares (Bergsma et al., "Straight to Zero", arXiv 2502.15938).
+    """
+    if not weight_decay > 0 or any(not 0 <= rate * weight_decay <= 1 for rate in rates):
+        raise ValueError(f"weight_decay={weight_decay}: expected above 0, and at most 1 times every learning rate")
+    shares, left = [], 1.0
+    for rate in reversed(rates):
+        shares.append(left * rate * weight_decay)
+        left *= 1 - rate * weight_decay
+    return [*reversed(shares), left]
+
+
 def sketch(schedule, total_steps, width=72, height=8):
     """Draw a schedule over 0 .. total_steps as lines of text, the highest LR on top."""
     values = [schedule(round(column * total_steps / (width - 1))) for column in range(width)]

@@ -340,6 +340,22 @@ def test_works_alone_under_a_bare_python(tmp_path):
     assert "1-sqrt  1.000  0.684  0.553  0.452  0.368  0.293  0.225  0.163  0.106  0.051  0.000\n" in drawn.stdout
 
 
+def test_shares_of_updates_are_those_of_adamw():
+    rates, decay = [0.5 * schedules.wsd(8, 2, 3)(k) for k in range(8)], 0.4
+    shares = schedules.update_shares(rates, decay)
+    assert sum(shares) == close(1.0) and len(shares) == 9
+    for i in range(9):  # AdamW, whose update i alone is not 0 but -decay; or all are 0, and the first weight is 1
+        theta = float(i == 8)
+        for k, rate in enumerate(rates):
+            update = -decay if k == i else 0.0
+            theta -= rate * (decay * theta + update)
+        assert theta == close(shares[i])
+    assert schedules.update_shares([0.1] * 3, 1.0) == [close(0.1 * 0.9**2), close(0.1 * 0.9), close(0.1), close(0.9**3)]
+    for bad in (0, -1, 3):
+        with pytest.raises(ValueError, match=f"^weight_decay={bad}: expected above 0"):
+            schedules.update_shares([0.5], bad)
+
+
 def test_sketch():
     lines = schedules.sketch(linear(8), total_steps=8, width=9, height=4).split("\n")
     assert lines == ["1 |###", "  |...##", "  |.....##", "0 |.......##"]

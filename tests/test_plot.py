@@ -182,6 +182,16 @@ def test_schedules(figure):
     assert list(lines.values())[3][1] == [cooled(k) for k in x]
 
 
+def test_schedules_with_the_shares_of_the_updates(figure, capsys):
+    args = ["schedules", "linear", "constant", "--steps=100", "--warmup_steps=10", "--lr=0.1", "--weight_decay=0.5"]
+    top, bottom = figure(*args).axes
+    said, (linear, constant) = capsys.readouterr().out, [line.get_ydata() for line in bottom.get_lines()]
+    assert constant[-1] == pytest.approx(0.05) and constant[-2] == pytest.approx(0.05 * 0.95) and len(constant) == 100
+    assert linear[-1] == pytest.approx(0.05 / 90) and f"constant: of the last weights {sum(constant[80:]):.1%}" in said
+    with pytest.raises(ValueError, match="--lr and --weight_decay: give both"):
+        figure("schedules", "--lr=0.1")
+
+
 @pytest.mark.parametrize(
     "name",
     [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3", "wsd:cooldown_steps=2e2"],
