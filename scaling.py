@@ -15,7 +15,6 @@ Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
 Hoffmann et al., "Training Compute-Optimal Large Language Models" (arXiv 2203.15556), Table A9 and appendix F.
 """
 
-import functools
 import json
 import math
 import random
@@ -250,36 +249,6 @@ def read_law(path: str):
     return law
 
 
-@functools.cache
-def shapes(vocab_size: int, seq_len: int) -> list:
-    """Shapes of all sizes: heads of about 64 channels, a layer for each 64 or one more.
-
-    Below 256 channels the MLP has 8/3 of them to a multiple of 8, as rounding to 256 would decide the model's size.
-    Rule of thumb, not of the paper: its models have 0.75 to 2 layers per head, and loss hardly depends on the shape.
-    """
-    found = []
-    for n_embd in (*range(8, 128, 4), *range(128, 256, 8), *range(256, 512, 16), *range(512, 12801, 64)):
-        heads = [n for n in range(1, n_embd // 8 + 1) if n_embd % (2 * n) == 0]
-        n_head = min(heads, key=lambda n: abs(math.log(n_embd / n / 64)))
-        n_inner = -(-n_embd // 3) * 8 if n_embd < 256 else None
-        fewest = 1 if n_embd < 32 else max(2, n_embd // 64)
-        most = fewest + 1 if n_embd >= 128 or 24 <= n_embd < 32 else fewest
-        for n_layer in range(fewest, most + 1):
-            found.append(Shape(vocab_size, seq_len, n_layer, n_head=n_head, n_embd=n_embd, n_inner=n_inner))
-    return found
-
-
-def shape_for(params: float, vocab_size: int = PAPER_VOCAB, seq_len: int = PAPER_SEQ_LEN) -> Shape:
-    """The one of `shapes` whose number of parameters is nearest."""
-    return min(shapes(vocab_size, seq_len), key=lambda shape: abs(math.log(num_params(shape) / params)))
-
-
-def shape_options(shape: Shape) -> dict:
-    """The options of train.py that give one of `shapes`."""
-    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "n_inner")}
-    return {name: value for name, value in sizes.items() if value is not None}  # none: the default
-
-
 def deepseek_rules(flops: float) -> tuple:
     """(peak lr, tokens per step) for a budget: 0.3118 C^-0.125 and 0.292 C^0.3271, DeepSeek LLM (2401.02954), 3.1.
 
@@ -380,9 +349,11 @@ def plan_command(args) -> dict:
         flops = args.gpu_hours * 3600 * peak * args.mfu
     if flops is None:
         raise Mistake("a plan needs a budget: --flops=1e21, or --gpu_hours=512 --gpu=H100 --mfu=0.4")
+    import ladder  # here, as it imports train.py, which imports this file
+
     result = plan(flops, read_law(args.law) if args.law else default_law(), args.batch_tokens)
-    shape = shape_for(result.params)
-    sizes = shape_options(shape) | {"n_params": num_params(shape)}
+    shape = ladder.shape_for(result.params)
+    sizes = ladder.shape_options(shape) | {"n_params": num_params(shape)}
     return result._asdict() | sizes | {"law": args.law or DEFAULT_SOURCE} | written_study(args, flops)
 
 
@@ -392,7 +363,7 @@ def written_study(args, flops) -> dict:
         if args.dataset or args.study_flops:
             raise Mistake("--dataset and --study_flops are of a study: say where with --write=configs/mine.py")
         return {}
-    import ladder  # here, as it imports train.py, which imports this file
+    import ladder
 
     law = read_law(args.law) if args.law else None
     return {"study": ladder.write(args.write, flops, law, args.dataset, args.study_flops), "write": args.write}

@@ -66,6 +66,9 @@ def in_sentences(fit, rows, lowest):
         f"measured minus predicted is {error.mean():+.2f}% on average, from {error.min():+.2f}% to "
         f"{error.max():+.2f}%; the interval goes {100 * (rows['high'] / rows['low'] - 1).mean() / 2:.2f}% to each side",
     ]
+    if n > 1 and abs(np.sign(off).sum()) == n:
+        side = "below" if off[0] < 0 else "above"
+        notes.append(f"all of them lie {side} what was predicted; those further out may lie further {side}")
     open_ended = ((rows["predicted"] < lowest) & (rows["high"] >= lowest)).sum()
     if open_ended:
         notes.append(
