@@ -41,6 +41,7 @@ figures: .venv/installed
 	$(RUN) plot.py cost results/ladder --out=results/ladder/cost.png
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
 		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png
+	$(RUN) -m laws holdout results/ladder/results.csv --where=schedule=wsd --best=lr --plot=results/ladder/holdout.png
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
 	$(RUN) plot.py methods results/optimizers --baseline=adamw --out=results/optimizers/methods.png
 	$(RUN) plot.py certificate results/optimizers/tune/adamw --out=results/optimizers/certificate.png
