@@ -363,6 +363,8 @@ def written_study(args, flops) -> dict:
         if args.dataset or args.study_flops:
             raise Mistake("--dataset and --study_flops are of a study: say where with --write=configs/mine.py")
         return {}
+    if args.batch_tokens:
+        raise Mistake("--batch_tokens is of one run, and a study has a batch for each size: change it in the file")
     import ladder
 
     law = read_law(args.law) if args.law else None

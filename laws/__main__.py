@@ -84,9 +84,9 @@ def at_budgets(fit, points, budgets):
         N = np.sqrt(C / 6 / chosen)
         value, low, high = laws.predict(fit, {"N": N, "D": chosen * N})
         i = value.argmin()
-        rows.append({"C": f"{C:g}", "N": N[i], "D": chosen[i] * N[i], "D/N": chosen[i]})
+        rows.append({"C": C, "N": N[i], "D": chosen[i] * N[i], "D/N": chosen[i]})
         rows[-1] |= {"predicted loss": value[i], "95% from": low[i], "to": high[i]}
-    at_edge = [row["C"] for row in rows if row["D/N"] in (chosen[0], chosen[-1])]
+    at_edge = [f"{row['C']:g}" for row in rows if row["D/N"] in (chosen[0], chosen[-1])]
     notes = [f"for {', '.join(at_edge)} the best D/N lies at the edge of those fitted, or beyond"] if at_edge else []
     reach = {name: [row[name] for row in rows] for name in "ND"}
     return rows, notes + laws.beyond(fit, reach)

@@ -111,7 +111,10 @@ def test_best_takes_the_better_of_two_peaks(capsys, table):
 def test_budgets_are_predicted_at_ratios_that_were_fitted(capsys, table):
     out = json.loads(run(capsys, "chinchilla", table, "--best=lr", "--draws=50", "--budgets=1e20,1e25", "--json"))
     for row, C in zip(out["budgets"], (1e20, 1e25), strict=True):
-        assert 6 * row["N"] * row["D"] == pytest.approx(C) and row["95% from"] < row["predicted loss"] < row["to"]
+        assert (
+            6 * row["N"] * row["D"] == pytest.approx(C) == row["C"]
+            and row["95% from"] < row["predicted loss"] < row["to"]
+        )
         truth = evaluate(LAWS["chinchilla"], FINAL_CASES["chinchilla"][0], {"N": [row["N"]], "D": [row["D"]]})
         assert row["95% from"] < truth < row["to"]
     ratio = LENGTHS / SIZES

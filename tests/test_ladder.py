@@ -115,6 +115,7 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_written(capsys, tmp_path):
         (["--flops=1e30", f"--write={new}"], "1e30 FLOPs for a study"),
         (["--flops=1e13", f"--write={new}", "--dataset=none"], "dataset 'none' is not in data"),
         (["--flops=1e13", f"--write={new}", "--study_flops=nan"], "--study_flops='nan'"),
+        (["--flops=1e13", f"--write={new}", "--batch_tokens=1e4"], "--batch_tokens is of one run"),
         (["--flops=1e13", "--study_flops=1e12"], "--write=configs/mine.py"),
         (["--flops=1e13", "--dataset=stdlib-bytes"], "--write=configs/mine.py"),
     ):
