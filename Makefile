@@ -42,6 +42,12 @@ figures: .venv/installed
 	$(RUN) -m laws chinchilla results/ladder/results.csv --N=n_params --D=tokens --loss=val_loss \
 		--where=schedule=wsd --where=lr=0.008 --plot=results/ladder/chinchilla.png \
 		--json > results/ladder/chinchilla.json
+	$(RUN) -m laws holdout results/ladder/results.csv --where=schedule=wsd --best=lr \
+		--plot=results/ladder/holdout.png --json > results/ladder/holdout.json
+	$(RUN) -m laws holdout results/ladder/results.csv --where=schedule=wsd --best=lr --holdout=2 \
+		--json > results/ladder/holdout_two.json
+	$(RUN) -m laws holdout results/ladder/results.csv --where=schedule=wsd --best=lr --by=D \
+		--json > results/ladder/holdout_lengths.json
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png
 	$(RUN) plot.py methods results/optimizers --baseline=adamw --out=results/optimizers/methods.png
 	$(RUN) -m laws speedup results/optimizers/results.csv --by=optimizer --baseline=adamw --D=tokens --loss=val_loss \

@@ -3,6 +3,7 @@
     python scaling.py table                           # the paper's nine models: parameters, FLOPs, lengths
     python scaling.py savings --cooldown_frac=0.2     # one run per length against one run with cooldowns
     python scaling.py plan --flops=1e21               # N, tokens, steps, batch and lr, with intervals
+    python scaling.py plan --flops=1e15 --write=configs/mine.py     # a study that predicts this run; see ladder.py
     python scaling.py plan --gpu_hours=512 --gpu=H100 --mfu=0.4 --law=law.json      # of `python -m laws`
     python scaling.py memory configs/8b.py --gpus=48 --gpu=H100    # does it fit, and with which options? hours and cost
     python scaling.py traffic configs/8b.py           # what 1 to 1,024 GPUs send each other; see traffic.py
@@ -248,15 +249,6 @@ def read_law(path: str):
     return law
 
 
-def shape_for(params: float) -> Shape:
-    """The shape of a model with about so many parameters: heads of 64, one layer per head, GPT-2's vocabulary.
-
-    Rule of thumb, not of the paper: its models have 0.75 to 2 layers per head, and loss hardly depends on the shape.
-    """
-    shapes = [Shape(PAPER_VOCAB, PAPER_SEQ_LEN, n, n_head=n, n_embd=64 * n) for n in range(1, 200)]
-    return min(shapes, key=lambda shape: abs(math.log(num_params(shape) / params)))
-
-
 def deepseek_rules(flops: float) -> tuple:
     """(peak lr, tokens per step) for a budget: 0.3118 C^-0.125 and 0.292 C^0.3271, DeepSeek LLM (2401.02954), 3.1.
 
@@ -357,14 +349,30 @@ def plan_command(args) -> dict:
         flops = args.gpu_hours * 3600 * peak * args.mfu
     if flops is None:
         raise Mistake("a plan needs a budget: --flops=1e21, or --gpu_hours=512 --gpu=H100 --mfu=0.4")
+    import ladder  # here, as it imports train.py, which imports this file
+
     result = plan(flops, read_law(args.law) if args.law else default_law(), args.batch_tokens)
-    shape = shape_for(result.params)
-    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_embd", "n_head")} | {"n_params": num_params(shape)}
-    return result._asdict() | sizes | {"law": args.law or DEFAULT_SOURCE}
+    shape = ladder.shape_for(result.params)
+    sizes = ladder.shape_options(shape) | {"n_params": num_params(shape)}
+    return result._asdict() | sizes | {"law": args.law or DEFAULT_SOURCE} | written_study(args, flops)
+
+
+def written_study(args, flops) -> dict:
+    """Write the study that --write asks for: what it comes to, as --json prints it."""
+    if not args.write:
+        if args.dataset or args.study_flops:
+            raise Mistake("--dataset and --study_flops are of a study: say where with --write=configs/mine.py")
+        return {}
+    if args.batch_tokens:
+        raise Mistake("--batch_tokens is of one run, and a study has a batch for each size: change it in the file")
+    import ladder
+
+    law = read_law(args.law) if args.law else None
+    return {"study": ladder.write(args.write, flops, law, args.dataset, args.study_flops), "write": args.write}
 
 
 def print_plan(out):
-    sizes = " ".join(f"--{name}={out[name]}" for name in ("n_layer", "n_embd", "n_head"))
+    sizes = " ".join(f"--{name}={out[name]}" for name in ("n_layer", "n_head", "n_embd", "n_inner") if name in out)
     notes = {
         "params": f"e.g. {out['n_params']:.3g}: {sizes}",
         "tokens": f"{out['tokens'] / out['params']:.1f} per parameter",
@@ -378,6 +386,10 @@ def print_plan(out):
         print("  ".join(filter(None, (f"{name:>12}", f"{out[name]:.4g}", between, notes.get(name)))))
     for note in out["beyond"]:
         print(note)
+    if "study" in out:
+        import ladder
+
+        ladder.print_study(out["write"], out["study"])
 
 
 def show(value):
@@ -407,6 +419,10 @@ def run(args=None):
     budget.add_argument("--mfu", type=number(above=0, most=1), help="share of the peak FLOP/s that training reaches")
     budget.add_argument("--law", help="JSON of python -m laws chinchilla")
     budget.add_argument("--batch_tokens", type=number(least=1), help="tokens per step, instead of the rule")
+    budget.add_argument("--write", metavar="FILE.py", help="write a study that predicts this run, for study.py")
+    budget.add_argument("--dataset", help="of the study (default: stdlib-bytes, from 1e17 FLOPs slimpajama-6b-gpt2)")
+    text = "about what the study costs in all (default: as much as the run, --flops)"
+    budget.add_argument("--study_flops", type=number(least=1), help=text)
     import memory  # here, as they import train.py, which imports this file
     import traffic
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from tables import mean_error, over_seeds, where
+from tables import grouped, mean_error, over_seeds, where
 
 from .text import (  # isort: skip
-    Study, best, from_to, gap, hours, left, listed, load, power, ratios, read, size, spread, values,
+    WORDS, Study, best, from_to, gap, hours, left, listed, load, power, ratios, read, size, spread, values,
 )  # fmt: skip
 
 
@@ -107,6 +107,31 @@ def law_phrases():
     ]
 
 
+def holdout():
+    """The table of the sizes held out, and what the text says of this and of two more tests of the law."""
+    found = {name: load(f"ladder/holdout{name}.json")["held_out"] for name in ("", "_two", "_lengths")}
+    n_params = found[""][0]["N"]
+    table = [[f"{size(n_params)} parameters", "predicted", "95% for one run", "measured, mean of three seeds"]]
+    for runs in grouped(found[""], ["D"]).values():
+        one, measured = runs[0], np.mean([run["measured"] for run in runs])
+        steps = f"{one['D'] / 1024:,.0f} steps"  # of 1,024 tokens, as of configs/small.py
+        interval = f"{one['low']:.3f} to {one['high']:.3f}"
+        table.append([steps, f"{one['predicted']:.3f}", interval, f"{measured:.3f}"])
+    away = {name: [run["measured"] / run["predicted"] - 1 for run in runs] for name, runs in found.items()}
+    inside = {name: sum(abs(run["off"]) <= 1 for run in runs) for name, runs in found.items()}
+    wide = {name: np.mean([(r["high"] - r["low"]) / 2 / r["predicted"] for r in runs]) for name, runs in found.items()}
+    phrases = [
+        f"All {WORDS[inside['']]} runs lie within the interval, and all {WORDS[sum(x < 0 for x in away[''])]} below "
+        f"the prediction, by {-np.mean(away['']):.1%} on average",
+        f"the interval goes {wide['']:.0%} to each side",
+        f"they lie {-max(away['_two']):.0%} to {-min(away['_two']):.0%} below, and the interval goes "
+        f"{wide['_two']:.0%}",
+        f"the {inside['_lengths']} runs are off by {np.mean(away['_lengths']):+.0%} on average, within "
+        f"{wide['_lengths']:.0%} to each side",
+    ]
+    return table, phrases
+
+
 def saved(rows):
     """What sharing saves, in percent."""
     return f"{100 - left(rows):.0f}%"
@@ -145,6 +170,8 @@ def ladder():
         ("What do averages show on the way?", gain, "74% to 90% of the way to cosine"),
     ]
     readme = [f"{better} at {n} parameters", f"{saves} of a study's FLOPs", gain]
-    command, tables = "study.py configs/ladder.py", {"ladder": ladder_table(cells), "ladder_averages": averages}
-    phrases += peak_phrases(large) + law_phrases()
+    predicted, said = holdout()
+    tables = {"ladder": ladder_table(cells), "ladder_averages": averages, "holdout": predicted}
+    command = "study.py configs/ladder.py"
+    phrases += peak_phrases(large) + law_phrases() + said
     return Study("ladder", "Sizes and lengths", command, rows, phrases, tables, claims, readme)

@@ -11,7 +11,7 @@ import numpy as np
 
 import config
 import laws
-from config import number, whole
+from config import number, typed, whole
 from tables import print_table, refuse_twice
 
 from .curves import LAWS as CURVE_LAWS
@@ -42,8 +42,23 @@ def report(args, fit, points):
     return [rows, ", ".join(f"{name} {cell(value)}" for name, value in settings.items())]
 
 
+def points_of(args):
+    """The columns of a command; of runs with equal N and D only those of the best value of --best, if it is given."""
+    best = getattr(args, "best", None)
+    columns = {name: getattr(args, name) for name in args.columns}
+    points, texts = read_points(args.files, columns, args.where, [best] if best else ())
+    if not best:
+        return points
+    losses = {}  # of each N and D: {value of --best: losses}
+    for N, D, loss, value in zip(*(points[name] for name in ("N", "D", "loss")), texts[best], strict=True):
+        losses.setdefault((N, D), {}).setdefault(value, []).append(loss)
+    chosen = {at: min(of, key=lambda value: np.mean(of[value])) for at, of in losses.items()}
+    kept = [chosen[N, D] == value for N, D, value in zip(points["N"], points["D"], texts[best], strict=True)]
+    return {name: column[kept] for name, column in points.items()}
+
+
 def final_command(args):
-    points, _ = read_points(args.files, {name: getattr(args, name) for name in args.columns}, args.where)
+    points = points_of(args)
     fit = args.function(**points, **given(args, "delta", "noise", "draws", "seed"))
     out, shown = fit._asdict(), report(args, fit, points)
     if fit.law == "chinchilla":
@@ -51,7 +66,41 @@ def final_command(args):
         low, high = quantiles(draws) if draws else (-math.inf, math.inf)
         out["N_opt_exponent"] = [value, low, high]
         shown.append(f"N_opt goes with C^{value:.3f} [{low:.3f}, {high:.3f}], D_opt with the rest of the exponent")
+    if getattr(args, "budgets", None):
+        out["budgets"], notes = at_budgets(fit, points, args.budgets)
+        shown += ["", out["budgets"], *notes]
     return out, shown
+
+
+def at_budgets(fit, points, budgets):
+    """The best run of each budget C = 6ND by a chinchilla law, with the interval of its loss: rows, and notes.
+
+    The best of those with as many tokens per parameter as runs that were fitted: what lies beyond is where a law that
+    the data do not pin down has the wildest optima.
+    """
+    ratios = points["D"] / points["N"]
+    rows, chosen = [], np.geomspace(ratios.min(), ratios.max(), 200)
+    for C in budgets:
+        N = np.sqrt(C / 6 / chosen)
+        value, low, high = laws.predict(fit, {"N": N, "D": chosen * N})
+        i = value.argmin()
+        rows.append({"C": C, "N": N[i], "D": chosen[i] * N[i], "D/N": chosen[i]})
+        rows[-1] |= {"predicted loss": value[i], "95% from": low[i], "to": high[i]}
+    at_edge = [f"{row['C']:g}" for row in rows if row["D/N"] in (chosen[0], chosen[-1])]
+    notes = [f"for {', '.join(at_edge)} the best D/N lies at the edge of those fitted, or beyond"] if at_edge else []
+    reach = {name: [row[name] for row in rows] for name in "ND"}
+    return rows, notes + laws.beyond(fit, reach)
+
+
+def holdout_command(args):
+    points = points_of(args)
+    fit, rows, notes = laws.holdout(**points, **given(args, "law", "by", "holdout", "delta", "draws", "seed"))
+    fitted = ~laws.last(points["N"], points["D"], by=args.by, k=args.holdout)
+    if args.plot:
+        laws.plot_holdout(fit, {name: column[fitted] for name, column in points.items()}, rows, args.plot)
+    table = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    shown = [row | {"off": f"{row['off']:+.2f}"} for row in table]
+    return {"fit": fit._asdict(), "held_out": table, "notes": notes}, [shown, *notes]
 
 
 def diagonal_command(args):
@@ -258,10 +307,19 @@ def make_parser():
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     fits, delta, warmup, curves = shared_flags()
 
-    add_command(commands, laws.chinchilla, final_command, [fits, delta], ("N", "D", "loss"))
-    add_command(commands, laws.overtraining, final_command, [fits, delta], ("N", "D", "loss"))
+    law = add_command(commands, laws.chinchilla, final_command, [fits, delta], ("N", "D", "loss"))
+    text = "C=6ND in FLOPs: predict the best run of each, at the D/N that were fitted, with 95%% for its loss"
+    law.add_argument("--budgets", type=typed(tuple[float, ...], above=0), metavar="C,...", help=text)
+    over = add_command(commands, laws.overtraining, final_command, [fits, delta], ("N", "D", "loss"))
     add_command(commands, laws.asymptote, final_command, [fits, delta], ("x", "loss"))
     add_command(commands, laws.downstream, final_command, [fits, delta], ("loss", "error"))
+    check = add_command(commands, laws.holdout, holdout_command, [fits, delta], ("N", "D", "loss"))
+    check.add_argument("--law", help="chinchilla or overtraining (default: chinchilla)")
+    check.add_argument("--holdout", type=whole(least=1), default=1, metavar="K", help="how many (default: 1)")
+    check.add_argument("--by", default="N", help="N: the K largest sizes; D: the K longest of each size (default: N)")
+    text = "of runs with equal N and D only those with the value of COLUMN that has the lowest mean loss, as --best=lr"
+    for command in (law, over, check):
+        command.add_argument("--best", metavar="COLUMN", help=text)
     law = add_command(commands, laws.isoflop, final_command, [fits], ("C", "N", "loss"))
     law.add_argument("--noise", type=number(above=0), help="standard deviation of ln loss (default: third differences)")
 

@@ -220,7 +220,10 @@ def check_curve(curve, where):
 
 
 def curve_errors(fit, curve) -> dict:
-    """Errors on a curve the fit may not have seen: R2, mae and rmse in nats, mean and largest relative error."""
+    """Errors on a curve the fit may not have seen: R2, mae and rmse in nats, mean and largest relative error, final.
+
+    `final` is that of the last loss, predicted minus measured in nats, with its sign.
+    """
     error = evaluate(LAWS[fit.law], fit.params, [curve], fit.settings) - curve.losses
     size = abs(error)
     variation = ((curve.losses - curve.losses.mean()) ** 2).sum()
@@ -230,6 +233,7 @@ def curve_errors(fit, curve) -> dict:
         "rmse": math.sqrt(error @ error / len(error)),
         "mean_relative": (size / curve.losses).mean(),
         "max_relative": (size / curve.losses).max(),
+        "final": error[-1],
     }
 
 

@@ -96,6 +96,8 @@ def test_curves_predict_curves():
     off = curve_errors(fit, unseen._replace(losses=unseen.losses + 0.01))
     assert [round(off[name], 9) for name in ("mae", "rmse")] == [0.01, 0.01]
     assert off["max_relative"] == pytest.approx(0.01 / (unseen.losses.min() + 0.01))
+    low_end = unseen.losses - 0.02 * (unseen.steps == unseen.steps[-1])  # the last loss alone, measured lower
+    assert curve_errors(fit, unseen._replace(losses=low_end))["final"] == pytest.approx(0.02)
 
 
 def test_schedule_bound_in_closed_form():

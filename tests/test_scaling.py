@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import ladder
 import scaling
 from config import main
 from laws import Fit, optimum
@@ -184,7 +185,7 @@ def test_rules_give_the_papers_1b_run():
 
 def test_shape_for_is_near():
     for params in (3e7, 1e9, 7e10):
-        assert num_params(scaling.shape_for(params)) == pytest.approx(params, rel=0.2)
+        assert num_params(ladder.shape_for(params)) == pytest.approx(params, rel=0.2)
 
 
 @pytest.mark.parametrize(
