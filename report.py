@@ -1,4 +1,4 @@
-"""The numbers of README.md and results/README.md: every one is computed from the files in results/, or has its reason.
+"""The numbers of README.md, GUIDE.md and results/README.md: every one is computed from the files in results/, or has its reason.
 
     make results                # draws every figure, then does the next line
     python report.py            # writes every table in place, and looks for every number of the text
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import config
 import findings
-from findings.elsewhere import ELSEWHERE, GIVEN, README, RESULTS
+from findings.elsewhere import ELSEWHERE, GIVEN, GUIDE, README, RESULTS
 from findings.text import facts
 
 HERE = Path(__file__).parent
@@ -145,7 +145,7 @@ def differing(pages, right):
 
 
 def read_pages():
-    return {path: (HERE / path).read_text(encoding="utf-8") for path in (README, RESULTS)}
+    return {path: (HERE / path).read_text(encoding="utf-8") for path in (README, GUIDE, RESULTS)}
 
 
 def run(args=None):
