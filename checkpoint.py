@@ -52,10 +52,18 @@ class Alone:
 ALONE = Alone()
 
 
-def path_of(folder, step):
-    """Path of the checkpoint of the weights after `step` updates: a folder of shards if there is one, else a file."""
+def find(folder, step):
+    """Path of the checkpoint of the weights after `step` updates, be it a folder of shards or a file; else None."""
     shards = Path(folder) / f"step_{step:08d}"
-    return shards if is_shards(shards) else shards.with_suffix(".pt")
+    if is_shards(shards):
+        return shards
+    file = shards.with_suffix(".pt")
+    return file if file.is_file() else None
+
+
+def path_of(folder, step):
+    """The path that `find` finds; of a missing checkpoint that of a file."""
+    return find(folder, step) or Path(folder) / f"step_{step:08d}.pt"
 
 
 def is_shards(path):
@@ -66,8 +74,7 @@ def is_shards(path):
 def list_steps(folder):
     """Steps with a checkpoint in `folder`, increasing; other names are left alone."""
     steps = {int(p.stem[5:]) for p in Path(folder).glob("step_*") if NAME.fullmatch(p.name)}
-    paths = {step: path_of(folder, step) for step in steps}
-    return sorted(step for step, path in paths.items() if path.is_file() or is_shards(path))
+    return sorted(step for step in steps if find(folder, step))
 
 
 def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
