@@ -66,6 +66,22 @@ def path_of(folder, step):
     return find(folder, step) or Path(folder) / f"step_{step:08d}.pt"
 
 
+def meant(path):
+    """The checkpoint that a user means by `path`, be it a file or a folder; ValueError if that is not clear."""
+    path = Path(path)
+    if path.name == MANIFEST and is_shards(path.parent):
+        return path.parent
+    if NAME.fullmatch(path.name) and not path.exists():
+        return find(path.parent, int(path.stem[5:])) or path
+    if path.is_dir() and not is_shards(path):
+        found = next((folder for folder in (path, path / "ckpt") if list_steps(folder)), None)
+        if found is None:
+            raise ValueError(f"{path} is a folder without checkpoints: give one, as runs/NAME/ckpt/step_00001000.pt")
+        newest = path_of(found, list_steps(found)[-1])
+        raise ValueError(f"{path} is a folder of checkpoints: give one of them, such as {newest}")
+    return path
+
+
 def is_shards(path):
     """Whether a path is a folder of shards, or what is left of one."""
     return (path / MANIFEST).is_file() or any(path.glob("*_[0-9][0-9][0-9][0-9][0-9].pt"))
@@ -322,11 +338,16 @@ def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
     verified, and tensors stay in the file until they are used (those of a folder of shards have shapes only): a look at
     what it holds. Of a folder only `parts` are read, and what else there is.
     """
-    read = read_shards if is_shards(Path(path)) else read_whole
-    return together(lambda: read(Path(path), mmap, ranks, parts), ranks, errors=(ValueError,))
+
+    def read():
+        if is_shards(Path(path)):
+            return read_shards(Path(path), mmap, ranks, parts)
+        return read_whole(Path(path), mmap, ranks)
+
+    return together(read, ranks, errors=(ValueError,))
 
 
-def read_whole(path, mmap, ranks, parts):
+def read_whole(path, mmap, ranks):
     """See `load`, of a file."""
     if not mmap:
         verify(path)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import checkpoint
-from checkpoint import list_steps, load, load_latest, path_of, save, try_save, verify
+from checkpoint import list_steps, load, load_latest, meant, path_of, save, try_save, verify
 
 torch.set_num_threads(1)
 
@@ -227,6 +227,24 @@ def test_other_names_are_left_alone(folder):
     (folder / "step_00000500/notes.txt").write_text("mine")
     save(folder, 500, make_state(500), keep=2)
     assert list_steps(folder) == [400, 500] and (folder / "step_00000500/notes.txt").read_text() == "mine"
+
+
+def test_what_a_path_means(folder, tmp_path):
+    """A checkpoint by either name and a folder of shards by its manifest; of other folders what to give instead."""
+    shards = folder / "step_00000300"
+    shards.mkdir()
+    (shards / "manifest.pt").touch()
+    for path in (shards, folder / "step_00000300.pt", shards / "manifest.pt"):
+        assert meant(path) == meant(str(path)) == shards
+    for path in (folder / "step_00000200.pt", folder / "step_00000200"):
+        assert meant(path) == folder / "step_00000200.pt"
+    for path in (folder / "step_00000250.pt", folder / "best", tmp_path / "manifest.pt"):
+        assert meant(path) == path  # it is missing, and who reads it says so
+    for path in (folder, tmp_path):
+        with pytest.raises(ValueError, match=f"{path} is a folder of checkpoints: give one of them, such as {shards}"):
+            meant(path)
+    with pytest.raises(ValueError, match="is a folder without checkpoints: give one, as runs/NAME"):
+        meant("/")
 
 
 def test_pruning(tmp_path):

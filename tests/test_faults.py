@@ -1114,8 +1114,15 @@ def test_shards_are_resumed_by_any_number_of_ranks(lab):
 
     source = str(lab.path / "runs/moved/ckpt/step_00000010")
     assert lab.run("branch", **WIDE, init_from=source, total_steps=16) == 0
-    shards(lab, "in shards", 4, **WIDE, init_from=source, total_steps=16)
+    shards(lab, "in shards", 4, **WIDE, init_from=f"{source}.pt", total_steps=16)  # as if it were a file
     assert same(newest(lab.path, "in shards"), newest(lab.path, "branch"))
+    assert lines(lab.path, "in shards") == lines(lab.path, "branch")  # with those of the run before
+    assert lab.run("branch", **WIDE, init_from=f"{source}/manifest.pt", total_steps=16) == 0  # the same again
+    assert "is finished" in lab.said("branch")
+    assert lab.run("ckpt", ranks=2, init_from=str(Path(source).parent)) == [1, 1]
+    for rank in (0, 1):
+        (error,) = lab.said("ckpt", rank).splitlines()
+        assert "is a folder of checkpoints: give one of them, such as " in error
     lab.run("direct", **WIDE, total_steps=16, cooldown_steps=6)
     assert not same(newest(lab.path, "direct"), newest(lab.path, "branch"))  # its cooldown began before step 10
 
@@ -1258,13 +1265,16 @@ def test_who_reads_shards_gets_the_model(lab, capsys):
         assert shown[0] == shown[1]
     merged = []
     for path in (folder, file):
-        evaluate.run(["--merge", str(checkpoint.path_of(path.parent, 6)), str(path), "--json"])
+        evaluate.run(["--merge", *map(str, path.parent.glob("step_*")), "--json"])
         merged.append(json.loads(capsys.readouterr().out)["rows"])
-    assert merged[0] == merged[1]
+    assert merged[0] == merged[1] and merged[0][0]["merge"] == "3 checkpoints, uniform"
+    for path in (f"{folder}.pt", f"{folder}/manifest.pt"):  # a name that is a little off
+        evaluate.run([path, "--json"])
+        assert json.loads(capsys.readouterr().out)["rows"][0]["checkpoint"] == str(folder)
     for name, path in (("run", folder), ("one", file)):
-        sample.run([str(path), "--tokens=40", "--device=cpu"])
+        sample.run([str(path / "manifest.pt" if path is folder else path), "--tokens=40", "--device=cpu"])
         print(end="", flush=True)
-        export.run([str(path), f"--out={lab.path / 'exported' / name}", "--average=ema"])
+        export.run([str(path.with_suffix(".pt")), f"--out={lab.path / 'exported' / name}", "--average=ema"])
     first, second = capsys.readouterr().out.split(" is whole: ")[:2]
     assert first.splitlines()[:-1] == second.splitlines()[1:-1]
     weights = [(lab.path / "exported" / name / "model.safetensors").read_bytes() for name in ("run", "one")]
