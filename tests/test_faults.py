@@ -31,7 +31,7 @@ import pytest
 import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
 import torch.nn.functional as F
-from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, torchrun, two_ranks, write_bins
 
 import bins
 import checkpoint
@@ -414,9 +414,8 @@ def test_killed_rank_ends_the_others(lab, whole):
 @long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_torchrun(lab, whole, rank):
-    process = subprocess.Popen(
-        torchrun(lab, "run", save_every=1), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    call = torchrun(2, lab.path, lab.data_dir, "run", **SMALL | {"save_every": 1})
+    process = subprocess.Popen(call, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until(process, "step      3  loss")
     began = time.monotonic()
     os.kill(workers(process)[rank], signal.SIGKILL)
@@ -426,11 +425,6 @@ def test_killed_rank_ends_torchrun(lab, whole, rank):
     assert 2 <= lab.step("run") < 12  # step 3 was printed, and perhaps not saved yet
     assert lab.run("run", ranks=2) == [0, 0]
     assert_whole(lab, "run", whole)
-
-
-def torchrun(lab, name, **options):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return command(lab.path, lab.data_dir, name, *launcher, **SMALL | options)
 
 
 def until(process, begin):
@@ -544,10 +538,8 @@ def on_rank(rank, fault):
 @two_ranks
 def test_signal_to_torchrun(lab, whole):
     for name, to in (("torchrun", None), ("worker", 1)):
-        process = subprocess.Popen(
-            torchrun(lab, name, save_every=0, total_steps=12), env=ENV, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        call = torchrun(2, lab.path, lab.data_dir, name, **SMALL | {"save_every": 0})
+        process = subprocess.Popen(call, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         until(process, "step      3  loss")
         began = time.monotonic()
         os.kill(process.pid if to is None else workers(process)[to], signal.SIGTERM)
