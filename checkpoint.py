@@ -114,7 +114,10 @@ def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
 
 
 def make_room(folder, path):
-    """Make the folder of checkpoints, and remove from it what a kill left, and what there is of this step."""
+    """Make the folder of checkpoints, and remove from it what a kill left, and what there is of this step.
+
+    FileExistsError if something else has the step's name, as it stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*.tmp"):
         remove(stale)
@@ -122,6 +125,15 @@ def make_room(folder, path):
     for old in (path, other):
         if is_shards(old) or old == other and old.is_file():
             remove(old)
+    if in_the_way(path):
+        raise FileExistsError(f"{path} is in the way, as it is no checkpoint")
+
+
+def in_the_way(path):
+    """Whether there is what a checkpoint under this name cannot replace: of a file a folder, of a folder what holds."""
+    if path.suffix:
+        return path.is_dir()
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def remove(path):
@@ -135,11 +147,21 @@ def remove(path):
 
 
 def prune(folder, step, keep, save_at):
-    """Remove the checkpoints up to `step`, which is good, but for the newest `keep` and those in `save_at`."""
+    """Remove the checkpoints up to `step`, which is good, but for the newest `keep` and those in `save_at`.
+
+    A warning tells of those that cannot be removed: they are in nobody's way.
+    """
     steps = [old for old in list_steps(folder) if old <= step]  # later ones were damaged, and will be written again
+    errors = []
     for old in steps[:-keep]:
         if old not in save_at:
-            remove(path_of(folder, old))
+            try:
+                remove(path_of(folder, old))
+            except OSError as error:
+                errors.append(error)
+    if errors:
+        told = f"warning: {len(errors)} old checkpoint(s) could not be removed, and stay: {errors[0]}"
+        print(told, file=sys.stderr, flush=True)
 
 
 def write(path, state):
@@ -213,16 +235,19 @@ def write_shards(path, state, ranks):
         raise
 
 
-def together(work, ranks, errors=(OSError, RuntimeError)):
-    """Return `work()`; where it fails on one of the ranks, raise the first of `errors` on all of them."""
-    result = error = None
+def together(work, ranks, errors=(FileExistsError, OSError, RuntimeError)):
+    """Return `work()`; where it fails on one of the ranks, with one of `errors`, raise such an error on all of them."""
+    result = error = told = None
     try:
         result = work()
     except errors as raised:
         error = raised
-    for rank, message in enumerate(ranks.gather(error and str(error))):
-        if message is not None:
-            raise errors[0](message if rank == ranks.rank else f"rank {rank}: {message}") from error
+        told = next(i for i, kind in enumerate(errors) if isinstance(error, kind)), str(error)
+    found = [(rank, *told) for rank, told in enumerate(ranks.gather(told)) if told]
+    if error is not None:
+        raise error
+    for rank, kind, message in found:
+        raise errors[kind](f"rank {rank}: {message}")
     return result
 
 
@@ -239,7 +264,8 @@ def try_save(folder, step, state, keep, save_at, failed, must, ranks=ALONE):
         free = shutil.disk_usage(there).free / 1e6
         problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
         if must or failed + 1 == MAX_FAILED:
-            raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
+            remedy = "move that away" if isinstance(error, FileExistsError) else "make room"
+            raise OSError(f"{problem}; the earlier ones are whole: {remedy}, and run again") from error
         if ranks.is_main:
             print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
         return failed + 1

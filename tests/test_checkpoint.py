@@ -330,6 +330,27 @@ def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
     assert load_latest(folder)[0]["step"] == 300
 
 
+def test_what_cannot_be_removed_stays_and_is_told(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "unlink", fail)
+    assert try_save(folder, 300, make_state(300), 1, (), failed=2, must=True) == 0  # a good save all the same
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 2 old checkpoint(s) could not be removed, and stay: No space left on device")
+    assert list_steps(folder) == [100, 200, 300] and load_latest(folder)[0]["step"] == 300
+
+
+def test_what_is_in_the_way_is_told(folder):
+    notes = folder / "step_00000300.pt" / "notes.txt"
+    notes.parent.mkdir(), notes.write_text("mine")
+    before = contents(folder)
+    with pytest.raises(OSError) as caught:
+        try_save(folder, 300, make_state(300), 2, (), failed=0, must=True)
+    way, remedy = f"{notes.parent} is in the way, as it is no checkpoint", "the earlier ones are whole: move that away"
+    assert way in str(caught.value) and remedy in str(caught.value) and "make room" not in str(caught.value)
+    assert contents(folder) == before and notes.read_text() == "mine"
+    notes.parent.rename(folder / "notes")
+    assert try_save(folder, 300, make_state(300), 2, (), failed=0, must=True) == 0
+
+
 def test_a_run_goes_on_after_a_failed_save(folder, tmp_path, monkeypatch, capsys):
     assert try_save(folder, 300, {"step": 300}, 2, (100,), failed=2, must=False) == 0
     assert list_steps(folder) == [100, 200, 300] and capsys.readouterr().err == ""

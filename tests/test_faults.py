@@ -41,6 +41,7 @@ import export
 import prepare_data
 import sample
 import text_sources
+import tracking
 from config import main
 from model import Llama, Shape
 from start import FORMAT
@@ -1178,6 +1179,64 @@ def test_a_full_disk_of_one_rank_ends_no_run(lab, whole):
     assert [path.name for path in (lab.path / "runs/ever/ckpt").iterdir()] == ["step_00000002"]
     shards(lab, "ever", 2)
     assert_whole(lab, "ever", whole)
+
+
+def denied(*args):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@two_ranks
+def test_old_shards_that_cannot_be_removed_end_no_run(lab, whole):
+    shards(lab, "run", 2, functools.partial(on_rank, 0, at("checkpoint.remove", 0, denied)), save_every=3)
+    warnings = [line for line in lab.said("run").splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        f"warning: {n} old checkpoint(s) could not be removed, and stay: [Errno 13] Permission denied" for n in (1, 2)
+    ]
+    assert checkpoint.list_steps(lab.path / "runs/run/ckpt") == [3, 6, 9, 12]
+    assert same(newest(lab.path, "run"), newest(whole.path, "run"))
+
+
+@two_ranks
+def test_what_is_in_the_way_of_shards_is_told_by_all_ranks(lab, whole):
+    """A file of this name, or a folder that holds something else; an empty one is in nobody's way."""
+    path = lab.path / "runs/run/ckpt/step_00000012"
+    path.parent.mkdir(parents=True), path.write_text("mine")
+    for _ in range(2):
+        assert lab.run("run", ranks=2, parallel="shard") == [1, 1]
+        for rank in (0, 1):
+            error = lab.said("run", rank).splitlines()[-1]
+            assert f"{path} is in the way, as it is no checkpoint; the earlier ones are whole: move that away" in error
+            assert "Traceback" not in lab.said("run", rank)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+        (path / "notes").mkdir(parents=True)
+    (path / "notes").rmdir()
+    shards(lab, "run", 2)
+    assert_whole(lab, "run", whole)
+
+
+@two_ranks
+def test_what_one_rank_refuses_all_of_them_tell(lab):
+    """A folder that another process trains in, as the first rank finds, and data that only the other one lacks."""
+    folder = lab.path / "runs/locked"
+    folder.mkdir(parents=True)
+    handle = tracking.lock(folder)
+    elsewhere = functools.partial(on_rank, 1, at("train.open_data", 1, functools.partial(go_to, lab.path)))
+    data_dir = os.path.relpath(lab.data_dir)
+    for parallel in ("replicate", "shard"):
+        for name, fault, said in (
+            ("locked", (), "is being trained by another process: wait, or choose another --name"),
+            ("no data", (elsewhere,), "dataset 'short' is not in"),
+        ):
+            assert lab.run(name, *fault, ranks=2, parallel=parallel, data_dir=data_dir) == [1, 1]
+            for rank in (0, 1):
+                *others, error = lab.said(name, rank).splitlines()
+                assert said in error and "error: " in error, error
+                assert all(line.startswith("shards: ") for line in others), others  # about bits
+    os.close(handle)
+
+
+def go_to(path, *args):
+    os.chdir(path)
 
 
 def no_room(*args):
