@@ -97,20 +97,26 @@ def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
     """Write the checkpoint of `step`, then remove all but the newest `keep` and those of the steps in `save_at`.
 
     At every moment, a power cut included, whatever has a final name is whole. OSError or RuntimeError (that is how
-    torch.save reports a full disk) means that the ones before are as they were. On several ranks all call this if the
-    model is in shards, and one of them otherwise.
+    torch.save reports a full disk) means that the ones before are as they were. All ranks call this; if the model is
+    not in shards, the first one writes.
     """
     folder = Path(folder)
     path = folder / f"step_{step:08d}"
-    if ranks.shard_size == 1:
-        path = path.with_suffix(".pt")
-        make_room(folder, path)
-        write(path, state)
-    else:
+    if ranks.shard_size > 1:
         write_shards(path, state, ranks)
+    else:
+        path = path.with_suffix(".pt")
+        together(lambda: write_file(path, state, ranks), ranks)
     if ranks.is_main:
         prune(folder, step, keep, save_at)
     return path
+
+
+def write_file(path, state, ranks):
+    """Write a checkpoint's file, on the first rank."""
+    if ranks.is_main:
+        make_room(path.parent, path)
+        write(path, state)
 
 
 def make_room(folder, path):

@@ -313,7 +313,7 @@ def train_on(ranks, config):
             # save
             ending = last or stop or step == config.stop_at
             due = ending or step in config.save_at or every(config.save_every, step)
-            if (folder or ranks.shard_size > 1) and due and step > start.step:  # that of the first step is there
+            if due and step > start.step:  # that of the first step is there
                 state = state_of(weights, optimizer, averages, at, stream, config) | {"versions": versions}
                 failed_saves = checkpoint.try_save(
                     run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending, ranks

@@ -1181,6 +1181,18 @@ def test_a_full_disk_of_one_rank_ends_no_run(lab, whole):
     assert_whole(lab, "ever", whole)
 
 
+@two_ranks
+def test_a_full_disk_at_the_end_is_told_by_all_ranks(lab, whole):
+    """Where each has the whole model, too, and only the first one writes."""
+    assert lab.run("run", functools.partial(on_rank, 0, at("torch.save", 6, no_room)), ranks=2) == [1, 1]
+    for rank in (0, 1):
+        error = lab.said("run", rank).splitlines()[-1]
+        assert "could not save the checkpoint of step 12" in error and "make room, and run again" in error, error
+        assert "Traceback" not in lab.said("run", rank)
+    assert lab.step("run") == 10 and lab.run("run", ranks=2) == [0, 0]
+    assert_whole(lab, "run", whole)
+
+
 def denied(*args):
     raise PermissionError(errno.EACCES, "Permission denied")
 
