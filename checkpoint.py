@@ -136,7 +136,7 @@ def make_room(folder, path):
 
 
 def in_the_way(path):
-    """Whether there is what a checkpoint under this name cannot replace: of a file a folder, of a folder what holds."""
+    """Whether a file is to be where a folder is, or a folder where a file is, or a folder with something in it."""
     if path.suffix:
         return path.is_dir()
     return path.is_file() or (path.is_dir() and any(path.iterdir()))
