@@ -52,10 +52,34 @@ class Alone:
 ALONE = Alone()
 
 
-def path_of(folder, step):
-    """Path of the checkpoint of the weights after `step` updates: a folder of shards if there is one, else a file."""
+def find(folder, step):
+    """Path of the checkpoint of the weights after `step` updates, be it a folder of shards or a file; else None."""
     shards = Path(folder) / f"step_{step:08d}"
-    return shards if is_shards(shards) else shards.with_suffix(".pt")
+    if is_shards(shards):
+        return shards
+    file = shards.with_suffix(".pt")
+    return file if file.is_file() else None
+
+
+def path_of(folder, step):
+    """The path that `find` finds; of a missing checkpoint that of a file."""
+    return find(folder, step) or Path(folder) / f"step_{step:08d}.pt"
+
+
+def meant(path):
+    """The checkpoint that a user means by `path`, be it a file or a folder; ValueError if that is not clear."""
+    path = Path(path)
+    if path.name == MANIFEST and is_shards(path.parent):
+        return path.parent
+    if NAME.fullmatch(path.name) and not path.exists():
+        return find(path.parent, int(path.stem[5:])) or path
+    if path.is_dir() and not is_shards(path):
+        found = next((folder for folder in (path, path / "ckpt") if list_steps(folder)), None)
+        if found is None:
+            raise ValueError(f"{path} is a folder without checkpoints: give one, as runs/NAME/ckpt/step_00001000.pt")
+        newest = path_of(found, list_steps(found)[-1])
+        raise ValueError(f"{path} is a folder of checkpoints: give one of them, such as {newest}")
+    return path
 
 
 def is_shards(path):
@@ -66,32 +90,40 @@ def is_shards(path):
 def list_steps(folder):
     """Steps with a checkpoint in `folder`, increasing; other names are left alone."""
     steps = {int(p.stem[5:]) for p in Path(folder).glob("step_*") if NAME.fullmatch(p.name)}
-    paths = {step: path_of(folder, step) for step in steps}
-    return sorted(step for step, path in paths.items() if path.is_file() or is_shards(path))
+    return sorted(step for step in steps if find(folder, step))
 
 
 def save(folder, step, state, keep=2, save_at=(), ranks=ALONE):
     """Write the checkpoint of `step`, then remove all but the newest `keep` and those of the steps in `save_at`.
 
     At every moment, a power cut included, whatever has a final name is whole. OSError or RuntimeError (that is how
-    torch.save reports a full disk) means that the ones before are as they were. On several ranks all call this if the
-    model is in shards, and one of them otherwise.
+    torch.save reports a full disk) means that the ones before are as they were. All ranks call this; if the model is
+    not in shards, the first one writes.
     """
     folder = Path(folder)
     path = folder / f"step_{step:08d}"
-    if ranks.shard_size == 1:
-        path = path.with_suffix(".pt")
-        make_room(folder, path)
-        write(path, state)
-    else:
+    if ranks.shard_size > 1:
         write_shards(path, state, ranks)
+    else:
+        path = path.with_suffix(".pt")
+        together(lambda: write_file(path, state, ranks), ranks)
     if ranks.is_main:
         prune(folder, step, keep, save_at)
     return path
 
 
+def write_file(path, state, ranks):
+    """Write a checkpoint's file, on the first rank."""
+    if ranks.is_main:
+        make_room(path.parent, path)
+        write(path, state)
+
+
 def make_room(folder, path):
-    """Make the folder of checkpoints, and remove from it what a kill left, and what there is of this step."""
+    """Make the folder of checkpoints, and remove from it what a kill left, and what there is of this step.
+
+    FileExistsError if something else has the step's name, as it stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step_*.tmp"):
         remove(stale)
@@ -99,6 +131,15 @@ def make_room(folder, path):
     for old in (path, other):
         if is_shards(old) or old == other and old.is_file():
             remove(old)
+    if in_the_way(path):
+        raise FileExistsError(f"{path} is in the way, as it is no checkpoint")
+
+
+def in_the_way(path):
+    """Whether a file is to be where a folder is, or a folder where a file is, or a folder with something in it."""
+    if path.suffix:
+        return path.is_dir()
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def remove(path):
@@ -112,11 +153,21 @@ def remove(path):
 
 
 def prune(folder, step, keep, save_at):
-    """Remove the checkpoints up to `step`, which is good, but for the newest `keep` and those in `save_at`."""
+    """Remove the checkpoints up to `step`, which is good, but for the newest `keep` and those in `save_at`.
+
+    A warning tells of those that cannot be removed: they are in nobody's way.
+    """
     steps = [old for old in list_steps(folder) if old <= step]  # later ones were damaged, and will be written again
+    errors = []
     for old in steps[:-keep]:
         if old not in save_at:
-            remove(path_of(folder, old))
+            try:
+                remove(path_of(folder, old))
+            except OSError as error:
+                errors.append(error)
+    if errors:
+        told = f"warning: {len(errors)} old checkpoint(s) could not be removed, and stay: {errors[0]}"
+        print(told, file=sys.stderr, flush=True)
 
 
 def write(path, state):
@@ -190,16 +241,19 @@ def write_shards(path, state, ranks):
         raise
 
 
-def together(work, ranks, errors=(OSError, RuntimeError)):
-    """Return `work()`; where it fails on one of the ranks, raise the first of `errors` on all of them."""
-    result = error = None
+def together(work, ranks, errors=(FileExistsError, OSError, RuntimeError)):
+    """Return `work()`; where it fails on one of the ranks, with one of `errors`, raise such an error on all of them."""
+    result = error = told = None
     try:
         result = work()
     except errors as raised:
         error = raised
-    for rank, message in enumerate(ranks.gather(error and str(error))):
-        if message is not None:
-            raise errors[0](message if rank == ranks.rank else f"rank {rank}: {message}") from error
+        told = next(i for i, kind in enumerate(errors) if isinstance(error, kind)), str(error)
+    found = [(rank, *told) for rank, told in enumerate(ranks.gather(told)) if told]
+    if error is not None:
+        raise error
+    for rank, kind, message in found:
+        raise errors[kind](f"rank {rank}: {message}")
     return result
 
 
@@ -216,7 +270,8 @@ def try_save(folder, step, state, keep, save_at, failed, must, ranks=ALONE):
         free = shutil.disk_usage(there).free / 1e6
         problem = f"could not save the checkpoint of step {step} ({free:,.0f} MB free on disk): {error}"
         if must or failed + 1 == MAX_FAILED:
-            raise OSError(f"{problem}; the earlier ones are whole: make room, and run again") from error
+            remedy = "move that away" if isinstance(error, FileExistsError) else "make room"
+            raise OSError(f"{problem}; the earlier ones are whole: {remedy}, and run again") from error
         if ranks.is_main:
             print(f"warning: {problem}; training goes on", file=sys.stderr, flush=True)
         return failed + 1
@@ -315,11 +370,16 @@ def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
     verified, and tensors stay in the file until they are used (those of a folder of shards have shapes only): a look at
     what it holds. Of a folder only `parts` are read, and what else there is.
     """
-    read = read_shards if is_shards(Path(path)) else read_whole
-    return together(lambda: read(Path(path), mmap, ranks, parts), ranks, errors=(ValueError,))
+
+    def read():
+        if is_shards(Path(path)):
+            return read_shards(Path(path), mmap, ranks, parts)
+        return read_whole(Path(path), mmap, ranks)
+
+    return together(read, ranks, errors=(ValueError,))
 
 
-def read_whole(path, mmap, ranks, parts):
+def read_whole(path, mmap, ranks):
     """See `load`, of a file."""
     if not mmap:
         verify(path)

@@ -2,10 +2,10 @@
 
     python evaluate.py runs/tiny/ckpt/step_00001500.pt                          # one, or several, in a table
     python evaluate.py runs/trunk/ckpt/step_00001500.pt --average=window        # which horizon is best? also: ema
-    python evaluate.py --merge runs/trunk/ckpt/*.pt --weights=1-sqrt --out=merged.pt
+    python evaluate.py --merge runs/trunk/ckpt/step_* --weights=1-sqrt --out=merged.pt   # files, and folders of shards
     python evaluate.py --interpolate before.pt after.pt --points=11             # the loss on the line between two
     python evaluate.py --ensemble a.pt b.pt c.pt                                # of the mean logits of 1, 2, 3 of them
-    python evaluate.py runs/tiny/ckpt/*.pt --tasks=hellaswag,arc_easy,piqa      # beside the loss, benchmarks by lm-eval
+    python evaluate.py runs/tiny/ckpt/step_* --tasks=hellaswag,arc_easy,piqa    # beside the loss, benchmarks by lm-eval
 
 Losses are means over tokens in nats; --json prints one JSON object. The data are those of the checkpoint's own run, if
 no others are named. Horizons and the like chosen here are chosen on the validation set: quote them as such.
@@ -44,6 +44,12 @@ AVERAGED = (*NEEDED, "averages")
 EVEN = ("uniform", "linear")  # --weights that do not depend on the order
 ENSEMBLE_ROWS = 128  # of every model's logits at a time
 TOLD = ("dataset", "lr", "weight_decay", "total_steps")  # of an ensemble, where all its models have it in common
+
+
+def named(path):
+    """The checkpoint that a path on the command line means, as text; Mistake if that is not clear."""
+    with mistakes():
+        return str(checkpoint.meant(path))
 
 
 def read(path, parts=NEEDED, mmap=False):
@@ -358,6 +364,7 @@ def run(args=None):
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), help="default: the run's own")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(args)
+    args.checkpoints = [named(path) for path in args.checkpoints]
     check_args(args)
     chosen = [(args.ensemble, evaluate_ensemble), (args.merge, evaluate_merge), (args.interpolate, evaluate_line)]
     chosen += [(args.average, evaluate_average), (True, evaluate_each)]

@@ -24,7 +24,7 @@ import torch
 
 from checkpoint import sync_folder, written
 from config import Mistake, Parser, main, names, whole
-from evaluate import AVERAGED, NEEDED, averages_of, build_model, read
+from evaluate import AVERAGED, NEEDED, averages_of, build_model, named, read
 from from_hf import import_folder, weight_names
 from sample import file_hash
 from train import Config
@@ -231,7 +231,8 @@ def run(args=None):
     if args.from_hf:
         import_folder(args.from_hf, Path(args.out), args.seq_len)
     else:
-        export_folder(args.checkpoint, Path(args.out), args.average, args.dtype or "float32", args.tokenizer)
+        path, dtype = named(args.checkpoint), args.dtype or "float32"
+        export_folder(path, Path(args.out), args.average, dtype, args.tokenizer)
 
 
 if __name__ == "__main__":

@@ -56,12 +56,16 @@ def evaluate_ensembles(folder):
     """Evaluate the ensembles of a study whose checkpoints are there, unless ensembles/ has them already."""
     rows = read_results([folder])
     for models in grouped(rows, tables.settings(rows)).values():
-        ends = [Path(folder) / row["name"] / f"ckpt/step_{int(row['total_steps']):08d}.pt" for row in models]
         file = Path(folder) / "ensembles" / f"{re.sub(r'_seed[0-9]+$', '', models[0]['name'])}.json"
-        if len(models) < MEMBERS or file.is_file() or not all(map(Path.is_file, ends)):
+        saved = {Path(folder) / row["name"] / "ckpt": int(row["total_steps"]) for row in models}
+        if len(models) < MEMBERS or file.is_file() or not all(map(Path.is_dir, saved)):
             continue
-        import evaluate  # and with it torch, which a look at tables does not need
+        import checkpoint  # and with it torch, which a look at tables does not need
+        import evaluate
 
+        ends = [checkpoint.find(ckpt, step) for ckpt, step in saved.items()]
+        if None in ends:
+            continue
         with contextlib.redirect_stdout(io.StringIO()) as text:
             options = json.loads((ends[0].parents[1] / "config.json").read_text())
             n_tokens = options["eval_tokens"]  # which the losses of single models are of

@@ -25,7 +25,7 @@ import torch
 
 import optim
 import scaling
-from checkpoint import list_steps, path_of
+from checkpoint import find, list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, cooldown_start, first_dataset, read_meta, val_datasets
 from model import Llama, Shape
@@ -72,10 +72,6 @@ def read_study(path, flags=()):
         if name.split("/")[0] == "shared":
             raise Mistake(f"{path}: name={name!r}: that folder is for shared segments; choose another")
         runs[name] = Config(**start | values | {"name": f"{study}/{name}"})
-        if runs[name].parallel != "replicate":  # segments are told to be there by their files
-            raise Mistake(
-                f"{path}: run {name}: parallel={runs[name].parallel!r}: a study trains whole models; leave it out"
-            )
         try:
             check(runs[name])
         except ValueError as error:
@@ -174,7 +170,7 @@ class Segment:
 
     start: int
     end: int
-    config: Config  # what train.py is called with
+    config: Config  # what train.py is called with, but for init_from
     run: str | None  # name of the run that ends here; None: shared only
     first: str  # name of the first run that goes through: it pays
     parent: "Segment | None" = None
@@ -186,14 +182,19 @@ class Segment:
 
     @property
     def checkpoint(self):
+        """The path of its last checkpoint, which need not be there."""
         return path_of(self.folder / "ckpt", self.end)
 
     @property
     def flops(self):
         return (self.end - self.start) * flops_per_step(self.config)
 
+    def is_saved(self):
+        """Whether others can start from here."""
+        return find(self.folder / "ckpt", self.end) is not None
+
     def is_trained(self):
-        return (self.folder / "result.json" if self.run else self.checkpoint).is_file()
+        return (self.folder / "result.json").is_file() if self.run else self.is_saved()
 
     def result(self):
         return json.loads((self.folder / "result.json").read_text())
@@ -228,7 +229,7 @@ class Segment:
     def to_train(self):
         """Those of `below` that are still to be trained."""
         waiting = [s for child in self.children for s in child.to_train()]
-        for_others = any(s.parent is self for s in waiting) and not self.checkpoint.is_file()
+        for_others = any(s.parent is self for s in waiting) and not self.is_saved()
         needed = for_others or self.run and not self.is_trained()
         return [self, *waiting] if needed else waiting
 
@@ -238,11 +239,10 @@ class Segment:
 
     def flags(self):
         """The options of train.py that train this segment."""
-        config = self.config
+        init_from = str(self.parent.checkpoint) if self.parent else None
         if list_steps(self.folder / "ckpt"):  # begun, perhaps from elsewhere, before the study grew: the same bits
-            begun = json.loads((self.folder / "config.json").read_text())
-            config = dataclasses.replace(config, init_from=begun["init_from"])
-        return flags_of(config)
+            init_from = json.loads((self.folder / "config.json").read_text())["init_from"]
+        return flags_of(dataclasses.replace(self.config, init_from=init_from))
 
     def command(self, launch):
         """What trains this segment, as a list of words."""
@@ -334,8 +334,6 @@ def plan(study, runs):
             config = dataclasses.replace(config, name=name, stop_at=end)
             if not one[:end].imag.any():  # it ends before the cooldown, and is that of runs with any data there
                 config = dataclasses.replace(config, cooldown_dataset=None)
-        if parent:
-            config = dataclasses.replace(config, init_from=str(parent.checkpoint))
         segment = Segment(start, end, config, ended[0] if ended else None, members[0], parent)
         if rest := [name for name in members if name not in ended]:
             segment.children = grow(rest, end, segment)
@@ -424,7 +422,7 @@ def for_a_trial(config, folder):
     }
     one = dataclasses.replace(config, val_dataset=val_datasets(config.val_dataset, config.dataset)[0])
     own |= {"val_dataset": one.val_dataset, "eval_tokens": min(eval_tokens(one), chunk_tokens(config))}
-    own |= {"stop_at": None, "save_at": ()}
+    own |= {"stop_at": None, "save_at": (), "parallel": "replicate"}  # a trial is of one process
     return Config(**alike | own | {"out_dir": str(folder)})
 
 

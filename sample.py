@@ -30,7 +30,7 @@ from checkpoint import MANIFEST, hash_stream
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
 from devices import autocast, choose_device, use_bf16
-from evaluate import AVERAGED, NEEDED, build_model, read
+from evaluate import AVERAGED, NEEDED, build_model, named, read
 from tables import refuse_twice
 from vocab import TOKENIZERS, encoder, find_tokenizer
 
@@ -219,6 +219,7 @@ def run(args=None):
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto")
     flag("--dtype", choices=("auto", "float32", "bfloat16"), default="float32", help="default float32")
     args = parser.parse_args(args)
+    args.checkpoints = [named(path) for path in args.checkpoints]
     check_args(args)
     args.samples = args.samples or 1
 

@@ -183,7 +183,9 @@ def find_start(config, run, ranks=checkpoint.ALONE):
     if config.init_from is None:
         check_begun(config, run, start=0)
         return Start("new", None)
-    state, path = read_checkpoint(config.init_from, ranks), Path(config.init_from)
+    with mistakes():
+        path = checkpoint.together(lambda: checkpoint.meant(config.init_from), ranks, errors=(ValueError,))
+    state = read_checkpoint(path, ranks)
     check_begun(config, run, state["progress"]["step"])
     options = from_record(type(config), state["config"], path, warn)
     kept = names(type(config), "model") + (["seed"] if config.density < 1 else [])  # of what is 0
@@ -225,7 +227,8 @@ def check_kept(config, before, kept, path, remedy):
 
 
 def same_file(a, b):
-    return None not in (a, b) and Path(a).resolve() == Path(b).resolve()
+    with mistakes():
+        return None not in (a, b) and checkpoint.meant(a).resolve() == checkpoint.meant(b).resolve()
 
 
 def check_length(config, state, path, least):

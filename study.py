@@ -51,8 +51,9 @@ import planner
 import scaling
 import schedules
 from checkpoint import written
-from config import Mistake, Parser, load, main, whole
+from config import Mistake, Parser, load, main, mistakes, whole
 from data import dataset_of, parse_mix, read_meta, within_limit
+from parallel import shard_size_of
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
 from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv, val_sets
 from tracking import clock, is_locked
@@ -299,14 +300,14 @@ def train_all(segments, waiting, jobs):
             for segment in [s for s in waiting if s.parent in failed]:
                 failed[segment] = None
                 waiting.remove(segment)
-            ready = [s for s in waiting if jobs.free and (not s.parent or s.parent.checkpoint.is_file())]
+            ready = [s for s in waiting if jobs.free and (not s.parent or s.parent.is_saved())]
             ready = [s for s in ready if not is_locked(s.folder)]  # by a process that outlived an earlier study
             for segment in sorted(ready, key=lambda s: -s.reach())[: len(jobs.free)]:
                 jobs.start(segment)
                 waiting.remove(segment)
             jobs.wait(POLL_S)
             for segment, status in jobs.ended():
-                if not (segment.is_trained() and segment.checkpoint.is_file()):
+                if not (segment.is_trained() and segment.is_saved()):
                     failed[segment] = f"{last_line(segment.folder / 'output.txt')} (exit status {status})"
                     if segment.run and segment.is_trained():
                         failed[segment] = f"it is finished, but {segment.checkpoint}, where others go on from, is gone"
@@ -419,6 +420,14 @@ def check_room(folder, waiting):
         )
 
 
+def check_ranks(configs, launch):
+    """Raise Mistake for models in groups of ranks, if nothing starts several ranks for a run."""
+    for config in configs:
+        if not launch:
+            with mistakes("without --launch each run has one rank"):
+                shard_size_of(config.parallel, 1)
+
+
 def check_data(configs):
     """Raise Mistake unless all datasets are there, with as many tokens as are asked for."""
     for config in configs:
@@ -488,6 +497,7 @@ def run(args=None):
     roots = plan(study, runs)
     segments, waiting = [s for r in roots for s in r.below()], [s for r in roots for s in r.to_train()]
     launch = shlex.split(args.launch)
+    check_ranks(runs.values(), launch)
     if args.print:
         print_commands(waiting, launch)
         return

@@ -217,7 +217,7 @@ def train_on(ranks, config):
     if lr_change:
         at.lr_changed_at = at.step
     schedule = make_schedule(config)
-    stream, val_sets = open_data(config, start, schedule)
+    stream, val_sets = checkpoint.together(lambda: open_data(config, start, schedule), ranks, (Mistake, OSError))
     shape = Shape.of(config, stream.vocab_size)
     model, weights = build(ranks, shape, config.seed)  # weights: those of the model that are kept here
     optimizer = make_optimizer(config, weights)
@@ -271,9 +271,12 @@ def train_on(ranks, config):
 
     with contextlib.ExitStack() as at_exit:
         # the run's folder; from here on things are written
-        folder = None
-        if ranks.is_main:
-            folder = RunFolder(run, to_record(config), start.log, at.step, evaluated=at.losses is not None)
+        def open_folder():
+            if ranks.is_main:
+                return RunFolder(run, to_record(config), start.log, at.step, evaluated=at.losses is not None)
+
+        folder = checkpoint.together(open_folder, ranks, (Mistake, OSError))
+        if folder:
             at_exit.callback(folder.close)
             if start.how == "resumed":  # a kill may have come between a save and this
                 checkpoint.prune(run / "ckpt", at.step, config.keep, config.save_at)
@@ -310,7 +313,7 @@ def train_on(ranks, config):
             # save
             ending = last or stop or step == config.stop_at
             due = ending or step in config.save_at or every(config.save_every, step)
-            if (folder or ranks.shard_size > 1) and due and step > start.step:  # that of the first step is there
+            if due and step > start.step:  # that of the first step is there
                 state = state_of(weights, optimizer, averages, at, stream, config) | {"versions": versions}
                 failed_saves = checkpoint.try_save(
                     run / "ckpt", step, state, config.keep, config.save_at, failed_saves, ending, ranks

@@ -273,6 +273,7 @@ def by_training(task, folder, jobs, only_plan):
                 told = True
             if only_plan:
                 return None
+            study.check_ranks(runs.values(), jobs.launch)
             study.check_data(runs.values())
             study.check_room(folder, waiting)
             (folder / "certificate.json").unlink(missing_ok=True)  # it may be of another grid

@@ -105,10 +105,15 @@ def command(tmp_path, data_dir, name, *launcher, **options):
     return [*(launcher or [sys.executable]), str(HERE / "train.py"), *(f"--{k}={v}" for k, v in options.items())]
 
 
+def torchrun(n, tmp_path, data_dir, name, **options):
+    """The command line of the same run on `n` ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
+    return command(tmp_path, data_dir, name, *launcher, **options)
+
+
 def launched(n, tmp_path, data_dir, name, **options):
     """Train the same run with torchrun on `n` ranks and return the newest checkpoint; what they said, if one fails."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"]
-    call = command(tmp_path, data_dir, name, *torchrun, **options)
+    call = torchrun(n, tmp_path, data_dir, name, **options)
     done = subprocess.run(call, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout
     return newest(tmp_path, name)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import checkpoint
-from checkpoint import list_steps, load, load_latest, path_of, save, try_save, verify
+from checkpoint import list_steps, load, load_latest, meant, path_of, save, try_save, verify
 
 torch.set_num_threads(1)
 
@@ -229,6 +229,24 @@ def test_other_names_are_left_alone(folder):
     assert list_steps(folder) == [400, 500] and (folder / "step_00000500/notes.txt").read_text() == "mine"
 
 
+def test_what_a_path_means(folder, tmp_path):
+    """A checkpoint by either name and a folder of shards by its manifest; of other folders what to give instead."""
+    shards = folder / "step_00000300"
+    shards.mkdir()
+    (shards / "manifest.pt").touch()
+    for path in (shards, folder / "step_00000300.pt", shards / "manifest.pt"):
+        assert meant(path) == meant(str(path)) == shards
+    for path in (folder / "step_00000200.pt", folder / "step_00000200"):
+        assert meant(path) == folder / "step_00000200.pt"
+    for path in (folder / "step_00000250.pt", folder / "best", tmp_path / "manifest.pt"):
+        assert meant(path) == path  # it is missing, and who reads it says so
+    for path in (folder, tmp_path):
+        with pytest.raises(ValueError, match=f"{path} is a folder of checkpoints: give one of them, such as {shards}"):
+            meant(path)
+    with pytest.raises(ValueError, match="is a folder without checkpoints: give one, as runs/NAME"):
+        meant("/")
+
+
 def test_pruning(tmp_path):
     kept = []
     for step in range(10, 90, 10):
@@ -310,6 +328,27 @@ def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
     assert contents(folder) == before
     save(folder, step, make_state(300, n=300))
     assert load_latest(folder)[0]["step"] == 300
+
+
+def test_what_cannot_be_removed_stays_and_is_told(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Path, "unlink", fail)
+    assert try_save(folder, 300, make_state(300), 1, (), failed=2, must=True) == 0  # a good save all the same
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 2 old checkpoint(s) could not be removed, and stay: No space left on device")
+    assert list_steps(folder) == [100, 200, 300] and load_latest(folder)[0]["step"] == 300
+
+
+def test_what_is_in_the_way_is_told(folder):
+    notes = folder / "step_00000300.pt" / "notes.txt"
+    notes.parent.mkdir(), notes.write_text("mine")
+    before = contents(folder)
+    with pytest.raises(OSError) as caught:
+        try_save(folder, 300, make_state(300), 2, (), failed=0, must=True)
+    way, remedy = f"{notes.parent} is in the way, as it is no checkpoint", "the earlier ones are whole: move that away"
+    assert way in str(caught.value) and remedy in str(caught.value) and "make room" not in str(caught.value)
+    assert contents(folder) == before and notes.read_text() == "mine"
+    notes.parent.rename(folder / "notes")
+    assert try_save(folder, 300, make_state(300), 2, (), failed=0, must=True) == 0
 
 
 def test_a_run_goes_on_after_a_failed_save(folder, tmp_path, monkeypatch, capsys):

@@ -261,6 +261,8 @@ def test_out_overwrites_nothing_and_says_what_it_is(ckpt, capsys, tmp_path):
     out.write_text("precious")
     assert "is there already" in refused(*merge, f"--out={out}") and out.read_text() == "precious"
     assert "is there already" in refused(*merge, f"--out={tmp_path}")
+    assert "is a folder of checkpoints: give one of them, such as " in refused(path(ckpt, 20).parent)
+    assert "are the same: give it once" in refused(path(ckpt, 20), path(ckpt, 20).with_suffix(""))
     assert "take it for a checkpoint of its own" in refused(*merge, f"--out={tmp_path}/step_00000040.pt")
     out.unlink()
     table(capsys, *merge, f"--out={out}")
@@ -309,7 +311,7 @@ def test_files_that_are_no_checkpoint(ckpt, tmp_path):
         assert str(file) in (line := refused(file)) and words in line, line
         for how in ("--merge", "--interpolate", "--ensemble"):
             assert str(file) in refused(how, path(ckpt, 20), file)
-    assert "Is a directory" in refused(tmp_path)
+    assert "is a folder without checkpoints: give one" in refused(tmp_path)
 
 
 def test_a_flipped_bit_is_noticed_before_it_counts(ckpt, tmp_path):

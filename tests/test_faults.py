@@ -31,7 +31,7 @@ import pytest
 import torch
 import torch._dynamo  # which optimizers import when the first is made: once here, not in every process
 import torch.nn.functional as F
-from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, two_ranks, write_bins
+from conftest import BASE, DEVICE, ENV, HERE, command, lines, newest, same, tensors, torchrun, two_ranks, write_bins
 
 import bins
 import checkpoint
@@ -41,6 +41,7 @@ import export
 import prepare_data
 import sample
 import text_sources
+import tracking
 from config import main
 from model import Llama, Shape
 from start import FORMAT
@@ -414,9 +415,8 @@ def test_killed_rank_ends_the_others(lab, whole):
 @long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_killed_rank_ends_torchrun(lab, whole, rank):
-    process = subprocess.Popen(
-        torchrun(lab, "run", save_every=1), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    call = torchrun(2, lab.path, lab.data_dir, "run", **SMALL | {"save_every": 1})
+    process = subprocess.Popen(call, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until(process, "step      3  loss")
     began = time.monotonic()
     os.kill(workers(process)[rank], signal.SIGKILL)
@@ -426,11 +426,6 @@ def test_killed_rank_ends_torchrun(lab, whole, rank):
     assert 2 <= lab.step("run") < 12  # step 3 was printed, and perhaps not saved yet
     assert lab.run("run", ranks=2) == [0, 0]
     assert_whole(lab, "run", whole)
-
-
-def torchrun(lab, name, **options):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return command(lab.path, lab.data_dir, name, *launcher, **SMALL | options)
 
 
 def until(process, begin):
@@ -544,10 +539,8 @@ def on_rank(rank, fault):
 @two_ranks
 def test_signal_to_torchrun(lab, whole):
     for name, to in (("torchrun", None), ("worker", 1)):
-        process = subprocess.Popen(
-            torchrun(lab, name, save_every=0, total_steps=12), env=ENV, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        call = torchrun(2, lab.path, lab.data_dir, name, **SMALL | {"save_every": 0})
+        process = subprocess.Popen(call, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         until(process, "step      3  loss")
         began = time.monotonic()
         os.kill(process.pid if to is None else workers(process)[to], signal.SIGTERM)
@@ -1114,8 +1107,15 @@ def test_shards_are_resumed_by_any_number_of_ranks(lab):
 
     source = str(lab.path / "runs/moved/ckpt/step_00000010")
     assert lab.run("branch", **WIDE, init_from=source, total_steps=16) == 0
-    shards(lab, "in shards", 4, **WIDE, init_from=source, total_steps=16)
+    shards(lab, "in shards", 4, **WIDE, init_from=f"{source}.pt", total_steps=16)  # as if it were a file
     assert same(newest(lab.path, "in shards"), newest(lab.path, "branch"))
+    assert lines(lab.path, "in shards") == lines(lab.path, "branch")  # with those of the run before
+    assert lab.run("branch", **WIDE, init_from=f"{source}/manifest.pt", total_steps=16) == 0  # the same again
+    assert "is finished" in lab.said("branch")
+    assert lab.run("ckpt", ranks=2, init_from=str(Path(source).parent)) == [1, 1]
+    for rank in (0, 1):
+        (error,) = lab.said("ckpt", rank).splitlines()
+        assert "is a folder of checkpoints: give one of them, such as " in error
     lab.run("direct", **WIDE, total_steps=16, cooldown_steps=6)
     assert not same(newest(lab.path, "direct"), newest(lab.path, "branch"))  # its cooldown began before step 10
 
@@ -1179,6 +1179,76 @@ def test_a_full_disk_of_one_rank_ends_no_run(lab, whole):
     assert [path.name for path in (lab.path / "runs/ever/ckpt").iterdir()] == ["step_00000002"]
     shards(lab, "ever", 2)
     assert_whole(lab, "ever", whole)
+
+
+@two_ranks
+def test_a_full_disk_at_the_end_is_told_by_all_ranks(lab, whole):
+    """Where each has the whole model, too, and only the first one writes."""
+    assert lab.run("run", functools.partial(on_rank, 0, at("torch.save", 6, no_room)), ranks=2) == [1, 1]
+    for rank in (0, 1):
+        error = lab.said("run", rank).splitlines()[-1]
+        assert "could not save the checkpoint of step 12" in error and "make room, and run again" in error, error
+        assert "Traceback" not in lab.said("run", rank)
+    assert lab.step("run") == 10 and lab.run("run", ranks=2) == [0, 0]
+    assert_whole(lab, "run", whole)
+
+
+def denied(*args):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@two_ranks
+def test_old_shards_that_cannot_be_removed_end_no_run(lab, whole):
+    shards(lab, "run", 2, functools.partial(on_rank, 0, at("checkpoint.remove", 0, denied)), save_every=3)
+    warnings = [line for line in lab.said("run").splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        f"warning: {n} old checkpoint(s) could not be removed, and stay: [Errno 13] Permission denied" for n in (1, 2)
+    ]
+    assert checkpoint.list_steps(lab.path / "runs/run/ckpt") == [3, 6, 9, 12]
+    assert same(newest(lab.path, "run"), newest(whole.path, "run"))
+
+
+@two_ranks
+def test_what_is_in_the_way_of_shards_is_told_by_all_ranks(lab, whole):
+    """A file of this name, or a folder that holds something else; an empty one is in nobody's way."""
+    path = lab.path / "runs/run/ckpt/step_00000012"
+    path.parent.mkdir(parents=True), path.write_text("mine")
+    for _ in range(2):
+        assert lab.run("run", ranks=2, parallel="shard") == [1, 1]
+        for rank in (0, 1):
+            error = lab.said("run", rank).splitlines()[-1]
+            assert f"{path} is in the way, as it is no checkpoint; the earlier ones are whole: move that away" in error
+            assert "Traceback" not in lab.said("run", rank)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+        (path / "notes").mkdir(parents=True)
+    (path / "notes").rmdir()
+    shards(lab, "run", 2)
+    assert_whole(lab, "run", whole)
+
+
+@two_ranks
+def test_what_one_rank_refuses_all_of_them_tell(lab):
+    """A folder that another process trains in, as the first rank finds, and data that only the other one lacks."""
+    folder = lab.path / "runs/locked"
+    folder.mkdir(parents=True)
+    handle = tracking.lock(folder)
+    elsewhere = functools.partial(on_rank, 1, at("train.open_data", 1, functools.partial(go_to, lab.path)))
+    data_dir = os.path.relpath(lab.data_dir)
+    for parallel in ("replicate", "shard"):
+        for name, fault, said in (
+            ("locked", (), "is being trained by another process: wait, or choose another --name"),
+            ("no data", (elsewhere,), "dataset 'short' is not in"),
+        ):
+            assert lab.run(name, *fault, ranks=2, parallel=parallel, data_dir=data_dir) == [1, 1]
+            for rank in (0, 1):
+                *others, error = lab.said(name, rank).splitlines()
+                assert said in error and "error: " in error, error
+                assert all(line.startswith("shards: ") for line in others), others  # about bits
+    os.close(handle)
+
+
+def go_to(path, *args):
+    os.chdir(path)
 
 
 def no_room(*args):
@@ -1258,13 +1328,16 @@ def test_who_reads_shards_gets_the_model(lab, capsys):
         assert shown[0] == shown[1]
     merged = []
     for path in (folder, file):
-        evaluate.run(["--merge", str(checkpoint.path_of(path.parent, 6)), str(path), "--json"])
+        evaluate.run(["--merge", *map(str, path.parent.glob("step_*")), "--json"])
         merged.append(json.loads(capsys.readouterr().out)["rows"])
-    assert merged[0] == merged[1]
+    assert merged[0] == merged[1] and merged[0][0]["merge"] == "3 checkpoints, uniform"
+    for path in (f"{folder}.pt", f"{folder}/manifest.pt"):  # a name that is a little off
+        evaluate.run([path, "--json"])
+        assert json.loads(capsys.readouterr().out)["rows"][0]["checkpoint"] == str(folder)
     for name, path in (("run", folder), ("one", file)):
-        sample.run([str(path), "--tokens=40", "--device=cpu"])
+        sample.run([str(path / "manifest.pt" if path is folder else path), "--tokens=40", "--device=cpu"])
         print(end="", flush=True)
-        export.run([str(path), f"--out={lab.path / 'exported' / name}", "--average=ema"])
+        export.run([str(path.with_suffix(".pt")), f"--out={lab.path / 'exported' / name}", "--average=ema"])
     first, second = capsys.readouterr().out.split(" is whole: ")[:2]
     assert first.splitlines()[:-1] == second.splitlines()[1:-1]
     weights = [(lab.path / "exported" / name / "model.safetensors").read_bytes() for name in ("run", "one")]

@@ -8,9 +8,10 @@ import json
 import math
 
 import pytest
-from conftest import seeds_of
+from conftest import row, seeds_of
 from matplotlib.figure import Figure
 
+import evaluate
 import limited
 from config import Mistake
 
@@ -124,6 +125,26 @@ def test_with_few_sizes_of_data_there_is_no_efficiency(study, capsys):
     found = table_of(study)
     assert "the law needs the standard recipe at four sizes of data, and there are 1" in capsys.readouterr().out
     assert not any("efficiency" in row for row in found.values())
+
+
+def test_ensembles_are_of_checkpoints_of_both_kinds(tmp_path, monkeypatch, table):
+    """Files, and folders of shards; as long as one is missing, there is no ensemble."""
+    alike = dict(dataset="text@1024", weight_decay=0.1)
+    rows = [row("wsd", 1.0, seed, **alike) | {"name": f"a_seed{seed}"} for seed in range(4)]
+    table(rows)
+    monkeypatch.setattr(evaluate, "run", lambda args: print(json.dumps(args)))
+    ends = []
+    for i, one in enumerate(rows):
+        limited.evaluate_ensembles(tmp_path)
+        assert not (tmp_path / "ensembles").exists()
+        ends.append(tmp_path / one["name"] / "ckpt" / f"step_00000100{'.pt' if i % 2 else '/manifest.pt'}")
+        ends[-1].parent.mkdir(parents=True)
+        (tmp_path / one["name"] / "config.json").write_text('{"eval_tokens": 7}')
+        ends[-1].touch()
+    limited.evaluate_ensembles(tmp_path)
+    paths = [str(end.parent if end.name == "manifest.pt" else end) for end in ends]
+    said = json.loads((tmp_path / "ensembles/a.json").read_text())
+    assert said == ["--ensemble", *paths, "--tokens=7", "--json"]
 
 
 @pytest.mark.parametrize(

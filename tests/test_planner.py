@@ -125,7 +125,6 @@ def test_names_say_what_tells_runs_apart_and_no_more():
         ("total_steps = [100, 1000]", (), "run total-steps100: warmup_steps=300 .* more than total_steps=100"),
         ("window_horizon = [5, 38]", (), "run window-horizon38: horizon=38: expected a multiple of every=5"),
         ("out_dir = '/proc/nowhere'", (), "run run: out_dir='/proc/nowhere': cannot write"),
-        ("parallel = 'shard'", (), "run run: parallel='shard': a study trains whole models"),
     ],
 )
 def test_mistakes_are_told_in_one_line(study, tmp_path, text, flags, message):
@@ -162,10 +161,10 @@ def test_every_segment_begins_where_its_parent_ends(study):
     for segment in found:
         if segment.start:
             assert segment.parent.end == segment.start and segment in segment.parent.children
-            assert segment.config.init_from == str(segment.parent.checkpoint)
+            assert f"--init_from={segment.parent.checkpoint}" in segment.flags()
             assert segment.config.seed == segment.parent.config.seed
         else:
-            assert segment.parent is None and segment.config.init_from is None
+            assert segment.parent is None and not any("init_from" in flag for flag in segment.flags())
         assert (segment.config.stop_at is None) == (segment.run is not None)
     assert len({s.folder for s in found}) == len(found)
 
@@ -291,13 +290,33 @@ def test_what_was_begun_goes_on_from_where_it_began(study):
     before = plan(*study(WSD + "total_steps = [200, 300]"))[0].below()
     half = next(s for s in before if s.run == "total-steps300")
     half.folder.mkdir(parents=True)
-    (half.folder / "config.json").write_text(json.dumps(dataclasses.asdict(half.config)))
+    began = dataclasses.replace(half.config, init_from=str(half.parent.checkpoint))
+    (half.folder / "config.json").write_text(json.dumps(dataclasses.asdict(began)))
     grown = plan(*study(WSD + "total_steps = [200, 300]\ngrids = [{}, dict(total_steps=280)]"))[0].below()
     again = next(s for s in grown if s.run == "total-steps300")
     old, new = (f"--init_from={s.parent.checkpoint}" for s in (half, again))
     assert old != new and new in again.command(["python"])  # nothing saved: it may as well begin at the later one
     finish(dataclasses.replace(half, end=250, run=None))
     assert old in again.command(["python"]) and new not in again.command(["python"])
+
+
+def test_a_folder_of_shards_is_a_checkpoint_too(study):
+    """Where a segment starts is chosen when it does: only then it shows which kind its parent saved."""
+    root, *others = plan(*study(WSD + "total_steps = [100, 200]\nparallel = 'shard'"))[0].below()
+    leaf = next(s for s in others if s.parent is root)
+    file = root.checkpoint
+    assert not root.is_saved() and f"--init_from={file}" in leaf.flags()
+    folder = file.with_suffix("")
+    folder.mkdir(parents=True)
+    assert not root.is_saved()
+    (folder / "manifest.pt").touch()
+    assert root.is_saved() and root.is_trained() and root.checkpoint == folder
+    assert f"--init_from={folder}" in leaf.flags() and root not in root.to_train()
+    for name in ("model_00000.pt", "manifest.pt"):
+        (folder / name).touch(), (folder / name).unlink()
+    assert not root.is_saved() and root in root.to_train()
+    tried = for_a_trial(dataclasses.replace(root.config, eval_tokens=100), "x")
+    assert tried.parallel == "replicate"  # of one process
 
 
 def test_cost_and_disk(study):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BASE, ENV, HERE, same, write_config
+from conftest import BASE, ENV, HERE, same, two_ranks, write_config
 
 import checkpoint
 import planner
@@ -245,6 +245,24 @@ for file in pathlib.Path({str(tmp_path)!r}).glob("runs/some/constant*/ckpt/*"):
     assert "that need them wait" in err and "where others go on from, is gone" in err, err
 
 
+@two_ranks
+def test_models_in_shards_share_their_steps_too(tmp_path, data_dir, capsys):
+    """Each segment on two ranks, whose checkpoints are folders; the bits are those of one rank."""
+    text = "schedule = 'wsd'\ntotal_steps = [20, 30]\ncooldown_steps = 8"
+    args = write(tmp_path, data_dir, text, parallel="shard", save_every=0)
+    launch = f"--launch={sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
+    study.run([*args, launch])
+    saved = [path.name for path in runs_of(args).rglob("step_*")]
+    assert sorted(saved) == ["step_00000013", "step_00000020", "step_00000030"]
+    study.run([*args, launch])
+    assert "all of it is trained" in capsys.readouterr().out
+    (run,) = (config for config in planner.read_study(args[0])[1].values() if config.total_steps == 30)
+    alone = {"out_dir": str(tmp_path), "name": "alone", "parallel": "replicate"}
+    train(Config(**{**vars(run), **alone}))
+    in_shards = checkpoint.find(runs_of(args) / "total-steps30/ckpt", 30)
+    assert same(checkpoint.load(in_shards), checkpoint.load(tmp_path / "alone/ckpt/step_00000030.pt"))
+
+
 def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
     text = "schedule = 'wsd'\ntotal_steps = [20, 40]\nname = 'some'"
     args = write(tmp_path, data_dir, text, ema_half_life=(5.0, 10.0))
@@ -274,6 +292,7 @@ def test_commands_can_be_run_by_hand(tmp_path, data_dir, capsys):
         (["--schedule=wsd", "--cooldown_dataset=text:0.5,nowhere:0.5"], "dataset 'nowhere' is not in"),
         (["--schedule=cosine", "--cooldown_dataset=text"], "'cosine', does not end in a cooldown"),
         (["--data_dir=/nowhere"], "/nowhere"),
+        (["--parallel=shard:2"], "without --launch each run has one rank: parallel='shard:2': groups of 2 ranks"),
         (["--dataset=text@400k:1,other:1"], "dataset=text@400000: text's train.bin has 396,000 tokens only"),
     ],
 )
