@@ -33,6 +33,8 @@ figures: .venv/installed
 	$(RUN) plot.py lr results/lr_sensitivity --out=results/lr_sensitivity/lr.png
 	$(RUN) plot.py cooldown_shape results/cooldown_shape --out=results/cooldown_shape/cooldown_shape.png
 	$(RUN) plot.py cooldown_length results/cooldown_length --out=results/cooldown_length/cooldown_length.png
+	$(RUN) plot.py cooldown_length results/lengths --only lr=0.008 cooldown_shape=1-sqrt \
+		--out=results/lengths/cooldown_length.png
 	$(RUN) plot.py mix results/cooldown_mix --out=results/cooldown_mix/mix.png
 	$(RUN) plot.py lr results/ladder --only schedule=onecycle,wsd --out=results/ladder/lr.png
 	$(RUN) plot.py averages results/ladder --out=results/ladder/averages.png

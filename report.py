@@ -1,4 +1,4 @@
-"""The numbers of README.md, GUIDE.md and results/README.md: every one is computed from the files in results/, or has its reason.
+"""The numbers of README.md, GUIDE.md and results/README.md: each is computed from the files in results/, or explained.
 
     make results                # draws every figure, then does the next line
     python report.py            # writes every table in place, and looks for every number of the text

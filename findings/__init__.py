@@ -7,10 +7,24 @@ from .cooldowns import cooldown_length, cooldown_shape, demo, lr_sensitivity, ti
 from .elsewhere import overview
 from .few_data import data_limited
 from .ladder import ladder
+from .lengths import lengths
 from .mixes import cooldown_mix
+from .noise import noise
 from .optimizers import optimizers, schedule_free, tune_small
 from .transfer import mup, supar
 
 # In the order of the first table of results/README.md
-STUDIES = (overview, ladder, demo, tiny, lr_sensitivity, cooldown_shape, cooldown_length, cooldown_mix, tune_small)
+STUDIES = (
+    overview,
+    ladder,
+    lengths,
+    noise,
+    demo,
+    tiny,
+    lr_sensitivity,
+    cooldown_shape,
+    cooldown_length,
+    cooldown_mix,
+    tune_small,
+)
 STUDIES += (optimizers, schedule_free, mup, supar, data_limited)

@@ -23,6 +23,7 @@ def overview():
 # Numbers that are from elsewhere
 
 PAPER, CONFIG, MEASURED = "the paper", "the options of a config", "timed or counted once, on the machine that is named"
+LENGTHS = "Schedules over lengths"
 README, GUIDE, RESULTS = "README.md", "GUIDE.md", "results/README.md"
 
 # (page, section or None for all of them, where from, phrases)
@@ -37,6 +38,12 @@ GIVEN = (
     (README, None, "how it works", ["trained from step 0", "from 1 to 0"]),
     (README, None, "tests/README.md", ["2, 4 or 8 ranks"]),
     (RESULTS, "", CONFIG, ["the first 65,536 bytes of the validation split", "the last 20% of a run", "hold 95%"]),
+    (RESULTS, "Noise", CONFIG, ["131M bytes", "a beta2 of 0.99", "The aim was 0.003", "missed by a little at 1,480"]),
+    (RESULTS, LENGTHS, CONFIG, ["(4, 8 and 32 tokens per parameter)", "peaks of 4e-3 and 8e-3"]),
+    (RESULTS, LENGTHS, CONFIG, ["of 1.6e-2 at the two shorter lengths", "At 2,400 steps", "the last 60"]),
+    (RESULTS, LENGTHS, CONFIG, ["half of the others' at 2,400 steps", "4e-3 is the lowest peak tried"]),
+    (RESULTS, LENGTHS, CONFIG, ["1.6e-2 was not tried at 2,400 steps", "a cosine to 10%", "At 300 steps"]),
+    (RESULTS, LENGTHS, CONFIG, ["a peak of 8e-3", "the cooldown from 8e-3 above"]),
     (RESULTS, "A trunk and two branches by hand", CONFIG, ["1.1M parameters"]),
     (RESULTS, "Shape of the cooldown", PAPER, ["by 0.002 to 0.010, in runs of 25,000 and 50,000 steps"]),
     (RESULTS, "Length of the cooldown", PAPER, ["a cooldown beyond 20% gains nothing"]),
