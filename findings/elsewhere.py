@@ -39,7 +39,7 @@ GIVEN = (
     (README, None, "tests/README.md", ["2, 4 or 8 ranks"]),
     (RESULTS, "", CONFIG, ["the first 65,536 bytes of the validation split", "the last 20% of a run", "hold 95%"]),
     (RESULTS, "Noise", CONFIG, ["131M bytes", "a beta2 of 0.99", "The aim was 0.003", "missed by a little at 1,480"]),
-    (RESULTS, LENGTHS, CONFIG, ["(4, 8 and 32 tokens per parameter)", "peaks of 4e-3 and 8e-3"]),
+    (RESULTS, LENGTHS, CONFIG, ["(4, 8 and 32 tokens per parameter)", "first 500,000", "peaks of 4e-3 and 8e-3"]),
     (RESULTS, LENGTHS, CONFIG, ["of 1.6e-2 at the two shorter lengths", "At 2,400 steps", "the last 60"]),
     (RESULTS, LENGTHS, CONFIG, ["half of the others' at 2,400 steps", "4e-3 is the lowest peak tried"]),
     (RESULTS, LENGTHS, CONFIG, ["1.6e-2 was not tried at 2,400 steps", "a cosine to 10%", "At 300 steps"]),
