@@ -141,6 +141,7 @@ def lengths():
         f"at one peak for both, 8e-3, {gap(ours[0.008] - cosine[0.008])}",
         f"its two peaks differ by {gap(ours[0.008] - ours[0.004], '.3f')}",
         f"at 8e-3 linear to zero is ahead of cosine to 10% by {gap(ten[0.008] - linear[0.008], '.3f')} at 2,400 steps",
+        f"At 2e-3 it ends at {spread(losses[2400]['cooldown, 1-sqrt'][0.002])}",
         f"at 4e-3 it is not: {gap(linear[0.004] - ten[0.004])}",
         f"1-sqrt ends {gap(-root[2400], '.4f')} below linear at 2,400 steps",
         f"and {gap(root[600], '.4f')} above it at 600",
