@@ -229,7 +229,7 @@ def rates_of(training, start):
     return rates[leaves:] if start > 0 else rates
 
 
-def over_seeds(curves):
+def bands(curves):
     """{(kind, label): [(step, mean, least, greatest loss)]} of [(kind, label, [(step, loss)])], at steps of all."""
     found = {}
     for kind, label, points in curves:
@@ -266,12 +266,12 @@ def plot_curves(args):
                 points = [(x["step"], x[loss]) for x in measured]
                 curves.append((loss, f"{kind}, {tables.averaged(loss, measured)}", points))
     look, seeds = styles(curves), [name for _, name in named]
-    for (kind, label), points in over_seeds(curves).items():
+    for (kind, label), points in bands(curves).items():
         if points:
             mark = {"marker": ""} if kind in AVERAGES else {"ms": 3.5}
             steps, means, least, greatest = zip(*points, strict=True)
             top.plot(steps, means, lw=1.4, label=label, **look[label] | mark)
-            if seeds.count(label) > 1 or kind in AVERAGES:
+            if least != greatest:
                 top.fill_between(steps, least, greatest, color=look[label]["color"], alpha=0.18, lw=0)
     for label, points in rates.items():
         bottom.plot(*np.array(points).reshape(-1, 2).T, lw=1.8, **look[label] | {"marker": ""})

@@ -119,7 +119,7 @@ def holdout():
         table.append([steps, f"{one['predicted']:.3f}", interval, f"{measured:.3f}"])
     away = {name: [run["measured"] / run["predicted"] - 1 for run in runs] for name, runs in found.items()}
     inside = {name: sum(abs(run["off"]) <= 1 for run in runs) for name, runs in found.items()}
-    wide = {name: np.mean([(r["high"] - r["low"]) / 2 / r["predicted"] for r in runs]) for name, runs in found.items()}
+    wide = {name: np.mean([(r["high"] / r["low"] - 1) / 2 for r in runs]) for name, runs in found.items()}
     phrases = [
         f"All {WORDS[inside['']]} runs lie within the interval, and all {WORDS[sum(x < 0 for x in away[''])]} below "
         f"the prediction, by {-np.mean(away['']):.1%} on average",

@@ -107,7 +107,13 @@ def cycles(rows):
     branch = [over_seeds(linear, total_steps=n) for n in lengths]
     table.append(["steps of the cycles", *(f"{end:,}" for end in ends), f"{ends[-1]:,}"])
     table.append(["WSD-S", *map(spread, cycle), ""])
-    table.append(["steps of the branches", *(f"{n:,}" for n in lengths), f"{4 * 522 + sum(lengths) // 5 - 418:,}"])
+    table.append(
+        [
+            "steps of the branches",
+            *(f"{n:,}" for n in lengths),
+            f"{lengths[-1] - lengths[-1] // 5 + sum(n // 5 for n in lengths):,}",
+        ]
+    )
     table.append(["a trunk and cooldowns", *map(spread, branch), ""])
     table.append(["WSD-S minus these", *(gap(a - b) for a, b in zip(cycle, branch, strict=True)), ""])
     return table
