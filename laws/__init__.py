@@ -18,9 +18,9 @@ In Python: `import laws; fit = laws.chinchilla(N, D, loss)`. Without files.py an
 command line, the folder needs nothing but numpy, scipy and, to plot, matplotlib: copy it into other projects.
 """
 
-from .checks import holdout, last, plot_holdout
+from .checks import holdout, last
 from .curves import Curve, annealing, curve_errors, multi_power, schedule_bound
-from .figure import plot
+from .figure import plot, plot_holdout
 from .fitting import Fit, Law, Mistake, evaluate
 
 from .final import (  # isort: skip

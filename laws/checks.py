@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .final import LAWS, beyond, checked, chinchilla, overtraining, predict
-from .fitting import Mistake, evaluate
+from .final import beyond, checked, chinchilla, overtraining, predict
+from .fitting import Mistake
 
 OF_N_AND_D = {"chinchilla": chinchilla, "overtraining": overtraining}
 
@@ -79,28 +79,3 @@ def in_sentences(fit, rows, lowest):
         names = ", ".join(fit.unidentified)
         notes.append(f"the {fit.n_points} runs that were fitted do not identify {names}: hence the width")
     return notes + beyond(fit, rows)
-
-
-def plot_holdout(fit, fitted, rows, path):
-    """Draw measured against predicted losses; `fitted` are the columns N, D and loss that the fit has seen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.5, 6), layout="constrained")
-    seen = evaluate(LAWS[fit.law], fit.params, {"N": fitted["N"], "D": fitted["D"]}, fit.settings)
-    axes.plot(seen, fitted["loss"], ls="", marker="o", ms=4, color="gray", label=f"fitted ({fit.n_points} runs)")
-    sizes = np.unique(rows["N"])
-    for i, size in enumerate(sizes):
-        x, low, high, y = (rows[name][rows["N"] == size] for name in ("predicted", "low", "high", "measured"))
-        style = {"fmt": "D", "ms": 5, "capsize": 2, "lw": 1, "color": plt.get_cmap("viridis")(0.8 * i / len(sizes))}
-        axes.errorbar(x, y, xerr=[x - low, high - x], label=f"held out, N = {size:.3g}", **style)
-    lowest, highest = min(seen.min(), rows["low"].min()), max(seen.max(), rows["high"].max())
-    axes.plot([lowest, highest], [lowest, highest], color="black", lw=0.8)
-    axes.set(xlabel="predicted loss (nats); bar: 95% for one run", ylabel="measured loss (nats)")
-    inside = (abs(rows["off"]) <= 1).sum()
-    axes.set_title(f"{fit.law}: {inside} of {len(rows['off'])} held-out runs within the interval", fontsize=10)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
