@@ -20,9 +20,11 @@ import functools
 import os
 import signal
 import threading
+import time
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401  imported later, its defaults would keep the group and its threads
 
 import checkpoint
 from config import Mistake
@@ -30,6 +32,7 @@ from devices import choose_device, to_device
 from model import Llama
 
 WAIT_S = 5  # for other ranks, before it is told
+DRAIN_S = 0.1  # for gloo's threads to let go of the last tensors
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Ranks
@@ -124,8 +127,9 @@ class Ranks:
             self.make_groups()
             yield
         finally:
-            self.in_shard, self.across, self.shard_mesh = [], [], None  # what outlives this may abort the process
+            self.in_shard, self.across, self.shard_mesh = [], [], None  # with the last name of a group its threads end
             dist.destroy_process_group()
+            time.sleep(DRAIN_S)  # torch's shards keep theirs; one that drops a tensor while Python ends aborts it all
 
     def make_groups(self):
         """Groups by halves: a sum within one after another adds pairs of ranks, pairs of pairs, and so on.

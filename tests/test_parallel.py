@@ -1,10 +1,15 @@
 """Tests of parallel.py: who takes which sequences, and sums in an order that ranks can share."""
 
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ENV, HERE
 
 import parallel
 from model import Llama, Shape
@@ -108,6 +113,32 @@ def test_a_wait_for_others_is_told(monkeypatch, capsys):
         pass
     time.sleep(0.1)
     assert capsys.readouterr().out == ""
+
+
+CONNECTED = """
+from pathlib import Path
+from parallel import Ranks
+with Ranks("cpu").connected():
+    import torch._dynamo
+threads = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+assert not [name for name in threads if "gloo" in name], threads
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="names of threads are read from Linux's /proc")
+def test_no_thread_outlives_the_connection():
+    """One that does may abort the process when Python ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        env = {**ENV, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    call = [sys.executable, "-c", CONNECTED]
+    both = [
+        subprocess.Popen(
+            call, env=env | {"RANK": rank, "LOCAL_RANK": rank}, cwd=HERE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    assert [rank.communicate()[1] for rank in both] == ["", ""] and [rank.returncode for rank in both] == [0, 0]
 
 
 def test_every_rank_gets_whole_micro_batches():
