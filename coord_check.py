@@ -120,7 +120,7 @@ def show(option, values, rows, steps):
 
 def draw(out, option, values, rows, title):
     """A panel for each kind of activation, a line for each step."""
-    from plot import finish, log_axis, plt, styles  # in a function only: matplotlib is slow to load
+    from figures.looks import finish, log_axis, plt, styles  # in a function only: matplotlib is slow to load
 
     labels = {row["step"]: f"step {row['step']}" for row in rows}
     look = styles([("steps", label) for label in labels.values()])

@@ -32,7 +32,7 @@ import config
 import laws
 import tables
 from config import Mistake
-from plot import LOSS, OTHERS, finish, log_axis
+from figures.looks import LOSS, OTHERS, finish, log_axis
 from tables import grouped, in_words, print_table, read_results, read_rows
 
 STANDARD = 0.1  # weight decay

@@ -18,6 +18,7 @@ import schedules
 import tables
 import tune
 from config import Mistake
+from figures import looks, runs
 
 
 @pytest.fixture
@@ -108,10 +109,10 @@ def test_curves_say_in_words_what_the_runs_are(tmp_path, figure):
     ]
     top, _ = drawn.axes
     colors = {line.get_label(): line.get_color() for line in top.get_lines()}
-    assert colors["constant, 2,000 steps"] == plot.LOOKS["constant"][0]
-    assert colors["cosine (OneCycle), 2,000 steps"] == plot.LOOKS["cosine (OneCycle)"][0]
+    assert colors["constant, 2,000 steps"] == looks.LOOKS["constant"][0]
+    assert colors["cosine (OneCycle), 2,000 steps"] == looks.LOOKS["cosine (OneCycle)"][0]
     pale, dark = colors["cooldown, 1-sqrt, 2,000 steps"], colors["cooldown, 1-sqrt, 1,000 steps"]
-    assert dark == to_rgb(plot.LOOKS["cooldown, 1-sqrt"][0]) and min(pale) > min(dark)
+    assert dark == to_rgb(looks.LOOKS["cooldown, 1-sqrt"][0]) and min(pale) > min(dark)
     assert steps == [0, 5, 10]
 
 
@@ -197,7 +198,7 @@ def test_schedules_with_the_shares_of_the_updates(figure, capsys):
     [*schedules.SCHEDULES, *(f"wsd:{shape}" for shape in schedules.SHAPES), "wsd:power:0.3", "wsd:cooldown_steps=2e2"],
 )
 def test_every_schedule_has_defaults(name):
-    assert plot.parse_schedule(name, 1000, 50)[0](60) > 0
+    assert runs.parse_schedule(name, 1000, 50)[0](60) > 0
 
 
 def test_downstream(tmp_path, figure):
@@ -292,7 +293,7 @@ def test_a_seed_that_diverged(table, figure, capsys):
 def test_one_seed_has_no_spread(table):
     rows = tables.read_results([table([row("wsd", 3.0)])])
     (line,) = tables.mean_lines(rows, "lr")
-    assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in plot.spread([line])
+    assert line.n == [1] and math.isnan(line.std[0]) and "unknown" in looks.spread([line])
 
 
 def test_equal_runs_are_no_seeds(table):
@@ -519,12 +520,12 @@ def test_certificate(tmp_path, figure):
 
 
 def test_a_schedule_looks_the_same_everywhere_and_lines_differ_in_grey():
-    kinds = [*plot.LOOKS, *"abcdefghijkl"]
-    alone = plot.styles([(kind, kind) for kind in kinds])
+    kinds = [*looks.LOOKS, *"abcdefghijkl"]
+    alone = looks.styles([(kind, kind) for kind in kinds])
     assert len({(look["marker"], str(look["linestyle"])) for look in alone.values()}) == len(kinds)
     assert len({look["color"] for look in alone.values()}) == len(kinds)
-    assert len({str(alone[kind]["linestyle"]) for kind in plot.LOOKS}) == len(plot.LOOKS)  # if markers say the length
-    several = plot.styles([(kind, f"{kind} {n}") for n in range(3) for kind in kinds])
+    assert len({str(alone[kind]["linestyle"]) for kind in looks.LOOKS}) == len(looks.LOOKS)  # if markers say the length
+    several = looks.styles([(kind, f"{kind} {n}") for n in range(3) for kind in kinds])
     for kind in kinds:
         first, _, last = (several[f"{kind} {n}"] for n in range(3))
         assert last["color"] == to_rgb(alone[kind]["color"]) and last["linestyle"] == alone[kind]["linestyle"]
