@@ -8,7 +8,7 @@ RUN = .venv/bin/python
 demo: .venv/installed
 	$(RUN) prepare_data.py stdlib --tokenizer=bytes
 	$(RUN) study.py configs/demo.py --jobs=2
-	$(RUN) plot.py curves runs/demo/constant*1980 runs/demo/onecycle* runs/demo/wsd*1-sqrt --from_step=120 --out=runs/demo/curves.png
+	$(RUN) plot.py curves runs/demo --from_step=120 --out=runs/demo/curves.png
 	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
 	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
 	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
@@ -26,10 +26,7 @@ data_limited: .venv/installed
 
 # Every picture in results/, and what laws say, from the tables and logs beside it
 figures: .venv/installed
-	$(RUN) plot.py curves --from_step=120 --out=results/demo/curves.png results/demo/constant_total-steps1980 \
-		results/demo/onecycle_total-steps660 results/demo/wsd_total-steps660_1-sqrt \
-		results/demo/onecycle_total-steps1320 results/demo/wsd_total-steps1320_1-sqrt \
-		results/demo/onecycle_total-steps1980 results/demo/wsd_total-steps1980_1-sqrt
+	$(RUN) plot.py curves results/demo --from_step=120 --out=results/demo/curves.png
 	$(RUN) plot.py lr results/lr_sensitivity --out=results/lr_sensitivity/lr.png
 	$(RUN) plot.py cooldown_shape results/cooldown_shape --out=results/cooldown_shape/cooldown_shape.png
 	$(RUN) plot.py cooldown_length results/cooldown_length --out=results/cooldown_length/cooldown_length.png

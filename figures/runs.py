@@ -96,7 +96,8 @@ def from_branch(points, seen):
 
 def rates_of(training, start):
     """[(step, lr)] of a branch that begins at step `start`, from where the learning rate leaves its trunk's on."""
-    rates = [(x["step"], x["lr"]) for x in training if x["step"] >= start and "lr" in x]
+    rates = [(x["step"], x["lr"]) for x in training if "lr" in x]
+    rates = [x for x in rates if x[0] < start][-1:] + [x for x in rates if x[0] >= start]  # thinned logs skip steps
     leaves = next((i for i, (a, b) in enumerate(pairwise(rates)) if a[1] != b[1]), 0)
     return rates[leaves:] if start > 0 else rates
 
@@ -114,7 +115,9 @@ def bands(curves):
 
 
 def plot_curves(args):
-    """Validation losses of runs and of the first one's averages; learning rates below (Figures 1, 3 left, 10).
+    """Validation losses of runs, and of the averages of constant ones; learning rates below (Figures 1, 3 left, 10).
+
+    Without a constant run they are the averages of the first.
 
     Of runs that differ in their seeds only: the mean, and a band from the least loss to the greatest.
     """
@@ -123,7 +126,9 @@ def plot_curves(args):
     logs = [(training, tables.measured_on(losses, args.val_dataset), name) for training, losses, name in logs]
     named = name_runs(paths, [name for *_, name in logs])
     kinds = [kind for kind, _ in named]
-    order = sorted(range(len(logs)), key=lambda i: (kinds.index(kinds[i]), logs[i][1][-1]["step"]))  # shorter first
+    order = sorted(  # the constant ones, then as they came; the shorter first
+        range(len(logs)), key=lambda i: (kinds[i] != "constant", kinds.index(kinds[i]), logs[i][1][-1]["step"])
+    )
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.5, 6), sharex=True, height_ratios=(3, 1))
     curves, rates = [], {}  # (kind, label, points), {label: points}
     seen = set()  # a branch begins where it leaves the run that it is of

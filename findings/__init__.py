@@ -3,7 +3,8 @@
 `python report.py` looks for them in results/README.md and README.md; its docstring tells how to add a study.
 """
 
-from .cooldowns import cooldown_length, cooldown_shape, demo, lr_sensitivity, tiny
+from .cooldowns import cooldown_length, cooldown_shape, lr_sensitivity, tiny
+from .demo import demo
 from .elsewhere import overview
 from .few_data import data_limited
 from .ladder import ladder

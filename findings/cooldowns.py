@@ -1,4 +1,4 @@
-"""Cooldowns against cosines: the demo, two branches by hand, and their peak, shape and length."""
+"""Cooldowns against cosines: two branches by hand, and their peak, shape and length."""
 
 import numpy as np
 
@@ -7,53 +7,9 @@ from tables import over_seeds, read_log, where
 from .ladder import ladder_cells
 
 from .text import (  # isort: skip
-    FOLDER, Study, bold, cost, counted, gap, left, listed, listed_steps, load, minutes, power, ratios, read, size,
-    spread, updates, values,
+    FOLDER, Study, bold, cost, counted, gap, listed, listed_steps, power, ratios, read, size,
+    spread, values,
 )  # fmt: skip
-
-
-def demo():
-    rows, table = read("demo"), [["loss after", "660 steps", "1,320", "1,980", "updates"]]
-    lengths = values(rows, "total_steps")
-
-    def losses(y="val_loss", **wanted):
-        return np.array([over_seeds(rows, y, total_steps=n, **wanted)[0] for n in lengths])
-
-    cosine, constant = losses(schedule="onecycle"), losses(schedule="constant")
-    window, ema = (losses(f"val_loss_{name}", schedule="constant") for name in ("window", "ema"))
-    linear, root = (losses(cooldown_shape=shape) for shape in ("linear", "1-sqrt"))
-    more = f"{updates(where(rows, cooldown_shape='linear')):,} more"
-    cosines, trunk = (f"{updates(where(rows, schedule=name)):,}" for name in ("onecycle", "constant"))
-    for name, line, n in (
-        ("cosine (OneCycle)", cosine, cosines),
-        ("constant", constant, f"{trunk}, shared"),
-        ("constant, window of 60 steps", window, "none"),
-        ("constant, EMA", ema, "none"),
-        ("cooldown, linear", linear, more),
-        ("cooldown, 1-sqrt", root, more),
-    ):
-        table.append([name, *(f"{loss:.3f}" for loss in line), n])
-    length, peaks = read("cooldown_length"), read("lr_sensitivity")
-    seeds = []
-    for n in lengths:
-        same = where(length + where(peaks, lr=0.016), total_steps=n)
-        cooled = [r for r in same if r["schedule"] == "wsd" and r["cooldown_frac"] == 0.2]
-        seeds.append(np.mean(over_seeds(cooled, cooldown_shape="1-sqrt") - over_seeds(same, schedule="onecycle")))
-    shares = listed([f"{100 * share:.0f}%" for share in (constant - window) / (constant - root)])
-    line = {row["t"]: f"{row['val_loss']:.3f}" for row in load("demo/interpolation.json")["rows"]}
-    alone, paid = f"{updates(rows, alone=True):,}", f"{updates(rows):,}"
-    phrases = [
-        f"{size(rows[0]['n_params'])} parameters at {ratios(rows)}, {counted(rows, 'seed', 'seed')}",
-        f"Its {len(rows)} runs took {minutes(rows)} minutes of training",
-        f"Sharing left {paid} of {alone} updates: {left(rows):.0f}% of the FLOPs",
-        f"1-sqrt minus cosine is {listed([f'{d:+.3f}' for d in root - cosine])} here",
-        f"Over the {counted(peaks, 'seed', 'seed')} of the studies below it is {listed([f'{d:+.3f}' for d in seeds])}",
-        f"The window shows {shares} of what the 1-sqrt cooldown gains",
-        f"before and after the 1-sqrt cooldown of the {lengths[-1]:,.0f} steps",
-        f"from {line[0.0]} over {line[0.5]} in the middle to {line[1.0]}",
-    ]
-    readme = [f"The {len(rows)} runs of ` would be {alone} updates alone; {paid} are left to train"]
-    return Study("demo", "The demo", "study.py configs/demo.py", rows, phrases, {"demo": table}, [], readme)
 
 
 def tiny():

@@ -218,19 +218,19 @@ def test_no_learning_rate_before_the_first_update():
 def test_logs_kept_in_results_and_several_tests(capsys):
     demo, fit = HERE / "results/demo", {}
     for log in ("", "/log.jsonl"):
-        runs = [f"{demo}/constant_total-steps1980{log}", f"{demo}/wsd_total-steps1980_1-sqrt{log}"]
+        runs = [f"{demo}/constant_total-steps900_seed0{log}", f"{demo}/wsd_total-steps900_seed0{log}"]
         tests = (
-            f"{demo}/onecycle_total-steps660{log},{demo}/onecycle_total-steps1320{log}",
-            f"{demo}/onecycle_total-steps1980",
+            f"{demo}/onecycle_total-steps300_seed0{log},{demo}/onecycle_total-steps600_seed0{log}",
+            f"{demo}/onecycle_total-steps900_seed0",
         )
         out = run(capsys, "annealing", *runs, "--draws=0", "--json", *(f"--test={paths}" for paths in tests))
         fit[log] = json.loads(out)
         assert list(fit[log]["tests"]) == [*",".join(tests).split(","), "mean"]
         maes = [errors["mae"] for errors in fit[log]["tests"].values()]
         assert maes[3] == pytest.approx(sum(maes[:3]) / 3)
-    assert fit[""]["params"] == fit["/log.jsonl"]["params"] and fit[""]["n_points"] == 64
-    packed = (f"{demo}/logs.jsonl.gz", "--where=run=constant_total-steps1980")
-    assert json.loads(run(capsys, "asymptote", *packed, "--draws=0", "--json"))["n_points"] == 33  # not that of step 0
+    assert fit[""]["params"] == fit["/log.jsonl"]["params"] and fit[""]["n_points"] == 28
+    packed = (f"{demo}/logs.jsonl.gz", "--where=run=constant_total-steps900_seed0")
+    assert json.loads(run(capsys, "asymptote", *packed, "--draws=0", "--json"))["n_points"] == 15  # not that of step 0
 
 
 def test_a_planned_curve_is_judged_by_its_length_and_peak(tmp_path, capsys):

@@ -470,7 +470,7 @@ def test_the_same_file_twice_is_refused(tmp_path, capsys):
     path = tmp_path / "points.csv"
     path.write_text(GOOD)
     (tmp_path / "run").mkdir()
-    log, kept = tmp_path / "run" / "log.jsonl", HERE / "results/demo/constant_total-steps1980"
+    log, kept = tmp_path / "run" / "log.jsonl", HERE / "results/demo/constant_total-steps900_seed0"
     log.write_text('{"step": 1, "lr": 1}\n')
     for args in (
         ["chinchilla", path, tmp_path / "run" / ".." / "points.csv"],

@@ -1,0 +1,86 @@
+"""The demo, and whether it shows what it says with other seeds and in other arithmetic."""
+
+import numpy as np
+
+from tables import over_seeds, read_log, where
+
+from .text import FOLDER, WORDS, Study, cost, counted, gap, listed, load, ratios, read, size, updates
+
+LENGTHS = (300, 600, 900)
+AVERAGES = ("window", "ema")
+KINDS = {  # of arithmetic: (study, dtype)
+    "fp32": ("demo_seeds", "float32"),
+    "bf16": ("demo_seeds", "bfloat16"),
+}
+
+
+def on_the_way(study, rows, y):
+    """{steps: losses over seeds} of the constant runs of a study in results/, from their logs."""
+    names = [row["name"] for row in sorted(where(rows, schedule="constant"), key=lambda row: row["seed"])]
+    logs = [{line["step"]: line for line in read_log(FOLDER / study / name)[1]} for name in names]
+    return {n: np.array([log[n][y] for log in logs]) for n in LENGTHS}
+
+
+def losses_of(study, rows):
+    """{name of a line: {steps: losses over seeds}}"""
+    ends = {
+        name: {n: over_seeds(rows, total_steps=n, schedule=schedule) for n in LENGTHS}
+        for name, schedule in (("cosine", "onecycle"), ("cooldown", "wsd"))
+    }
+    ends["constant"] = on_the_way(study, rows, "val_loss")
+    return ends | {name: on_the_way(study, rows, f"val_loss_{name}") for name in AVERAGES}
+
+
+def outcomes():
+    """(table of the demo's outcomes over seeds and kinds of arithmetic, all differences in a dict)"""
+    table, found = [["arithmetic", "seeds", "steps"]], {}
+    table[0] += ["cooldown minus cosine", "most", "window minus constant", "most", "EMA minus constant", "most"]
+    for kind, (study, dtype) in KINDS.items():
+        rows = where(read(study), dtype=dtype)
+        losses = losses_of(study, rows)
+        for n in LENGTHS:
+            minus = {"cooldown": losses["cooldown"][n] - losses["cosine"][n]}
+            minus |= {name: losses[name][n] - losses["constant"][n] for name in AVERAGES}
+            found[kind, n] = minus
+            cells = [cell for d in minus.values() for cell in (gap(d), f"{max(d):+.3f}")]
+            table.append([kind, str(len(minus["cooldown"])), str(n), *cells])
+    return table, found
+
+
+def demo():
+    rows = read("demo")
+    losses = losses_of("demo", rows)
+    table = [["loss after", *(f"{n} steps" for n in LENGTHS), "updates"]]
+    paid = {name: f"{updates(where(rows, schedule=name)):,}" for name in ("onecycle", "constant", "wsd")}
+    for name, line, n in (
+        ("cosine (OneCycle)", "cosine", paid["onecycle"]),
+        ("constant", "constant", f"{paid['constant']}, shared"),
+        ("constant, window of 60 steps", "window", "none"),
+        ("constant, EMA", "ema", "none"),
+        ("cooldown, 1-sqrt", "cooldown", f"{paid['wsd']} more"),
+    ):
+        table.append([name, *(f"{np.mean(losses[line][k]):.3f}" for k in LENGTHS), n])
+    for name, a, b in (
+        ("cooldown minus cosine", "cooldown", "cosine"),
+        ("window minus constant", "window", "constant"),
+    ):
+        table.append([name, *(gap(losses[a][k] - losses[b][k]) for k in LENGTHS), ""])
+    gained = [np.mean(losses["constant"][n] - losses["window"][n]) for n in LENGTHS]
+    whole = [np.mean(losses["constant"][n] - losses["cooldown"][n]) for n in LENGTHS]
+    shares = [f"{100 * a / b:.0f}%" for a, b in zip(gained, whole, strict=True)]
+    line = {row["t"]: f"{row['val_loss']:.3f}" for row in load("demo/interpolation.json")["rows"]}
+    alone = f"{updates(rows, alone=True):,}"
+    seeds, minus = outcomes()
+    least = {name: max(max(d[name]) for d in minus.values()) for name in ("cooldown", "window")}
+    n = len(next(iter(minus.values()))["cooldown"])
+    phrases = [
+        f"{size(rows[0]['n_params'])} parameters at {ratios(rows)}, {counted(rows, 'seed', 'seed')}",
+        f"{cost(rows)}: {updates(rows):,} of {alone} updates are left",
+        f"The window shows {listed(shares)} of what the cooldown gains",
+        f"from {line[0.0]} over {line[0.5]} in the middle to {line[1.0]}",
+        f"with {WORDS[n]} seeds in {' and in '.join(KINDS)}",
+        f"by {-least['cooldown']:.3f} or more, and the window below the constant run by {-least['window']:.3f} or more",
+    ]
+    readme = [f"The {len(rows)} runs of ` would be {alone} updates alone; {updates(rows):,} are left to train"]
+    tables = {"demo": table, "demo_seeds": seeds}
+    return Study("demo", "The demo", "study.py configs/demo.py", rows, phrases, tables, [], readme)
