@@ -188,7 +188,7 @@ def test_a_long_text_moves_the_window_on(both, monkeypatch):
     for _ in range(30):
         if len(tokens) > SEQ_LEN:
             tokens = tokens[-SEQ_LEN // 2 :]
-        logits = ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.vocab_size]
+        logits = ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.model.shape.vocab_size]
         new.append(int(logits.argmax()))
         tokens.append(new[-1])
     assert found == b"".join(ours.words[token] for token in new).decode("utf-8", "replace")
@@ -205,9 +205,9 @@ def test_end_of_text_ends_a_text(both, monkeypatch):
 
 
 def greedy(ours, text, n):
-    tokens = ours.tok_encode(text)
+    tokens, words = ours.tok_encode(text), ours.model.shape.vocab_size
     for _ in range(n):
-        tokens.append(int(ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.vocab_size].argmax()))
+        tokens.append(int(ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, :words].argmax()))
     return tokens[-n:]
 
 
