@@ -727,7 +727,7 @@ def test_other_encodings_of_tiktoken(tmp_path, monkeypatch, runs):
     vocab.encoder.cache_clear()
 
 
-def test_our_own_tokenizers_are_known_again(tmp_path):
+def test_our_own_tokenizers_are_known_again(tmp_path, forget):
     for name in ("gpt2", "bytes"):
         for file, value in export.tokenizer_files(name, 64).items():
             (tmp_path / name).mkdir(exist_ok=True)
@@ -737,6 +737,13 @@ def test_our_own_tokenizers_are_known_again(tmp_path):
         rows, words = tmp_path / name / "config.json", vocab.TOKENIZERS[name].vocab_size
         rows.write_text('{"vocab_size": 60000}')  # the last of them are padding
         assert vocab.tokenizer_name(tmp_path / name) == name and vocab.tokenizer_words(tmp_path / name) == words
+        earlier = vocab.hash_name(tmp_path / name / "tokenizer.json")  # what it was called then
+        state = {"data": {"tokenizer": earlier}, "config": {"data_dir": "none", "dataset": "none"}}
+        for told in ({"state": state | {"imported": {"path": str(tmp_path / name)}}}, {"given": tmp_path / name}):
+            assert vocab.find_tokenizer(**{"state": state, "path": "a.pt"} | told) == earlier
+            assert vocab.TOKENIZERS.pop(earlier).vocab_size == 60000
+        with pytest.raises(Mistake, match="give --tokenizer"):
+            vocab.find_tokenizer(state, "a.pt")
         rows.write_text('{"vocab_size": 256}')
         assert vocab.tokenizer_name(tmp_path / name).startswith("tokenizer.json-")
         rows.unlink()
@@ -772,5 +779,7 @@ def test_mistakes(args, message, tmp_path, monkeypatch):
 
 def test_an_average_that_is_not_there_is_refused(runs, tmp_path):
     with pytest.raises(Mistake, match="has no window average"):
-        export.run([str(runs("schedule_free")), f"--out={tmp_path / 'out'}", "--average=window"])
+        export.run(
+            [str(runs("schedule_free", **KINDS["schedule_free"])), f"--out={tmp_path / 'out'}", "--average=window"]
+        )
     assert list(tmp_path.iterdir()) == []
