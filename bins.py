@@ -17,7 +17,7 @@ import numpy as np
 from checkpoint import written
 from config import Mistake
 from data import FORMAT, RESTORE, check_tokens, load_meta, read_meta
-from vocab import KEPT, TOKENIZERS, keep_tokenizer, our_own, register
+from vocab import KEPT, TOKENIZERS, keep_tokenizer, our_own, recall
 
 try:
     import fcntl
@@ -210,8 +210,7 @@ def check_adopted(path, tokenizer, dtype):
 def verify(folder: Path) -> None:
     """Read the bins again; ValueError if they are not, to the bit, what meta.json says."""
     meta = read_meta(folder)
-    if (folder / KEPT).is_dir():
-        register(folder / KEPT)
+    recall(meta["tokenizer"], folder / KEPT)
     if meta["tokenizer"] not in TOKENIZERS:
         raise Mistake(f"{folder} has tokens of {meta['tokenizer']!r}, which is none of {', '.join(our_own())}")
     for split, info in meta["splits"].items():

@@ -350,13 +350,15 @@ def check_tokenizer(state, path, dataset, meta):
     """Mistake unless the model of a checkpoint was trained on tokens of the kind that a dataset has.
 
     What an older checkpoint does not tell is not compared: its tokenizer's name, or how far its vocabulary was padded.
+    Of one tokenizer, named by its file, data may count all rows of a model as words, and the model only those in use.
     """
     name, size = meta["tokenizer"], meta["vocab_size"]
     known = state["data"].get("tokenizer")
     with mistakes(path):
         shape = shape_of(state)
     other = dataclasses.replace(shape, vocab_size=size)
-    fits = shape == other if "shape" in state else shape.padded_vocab == other.padded_vocab
+    by_rows = "shape" not in state or known == name
+    fits = shape.padded_vocab == other.padded_vocab if by_rows else shape == other
     if known not in (None, name) or not fits:
         raise Mistake(
             f"dataset {dataset!r} has another tokenizer ({name}, {size:,} words) than {path} "

@@ -116,8 +116,8 @@ class Task:
             from tasks import VERSION, Tasks  # it needs lm-eval, and this file
 
             tokenizer = find_tokenizer(self.heads[0], paths[0], args.tokenizer)
-            self.tasks = Tasks(args.tasks, tokenizer, args.tasks_dir, args.task_limit)
-            self.info |= {"tasks": ",".join(args.tasks), "lm_eval": VERSION}
+            self.tasks = Tasks(args.tasks, tokenizer, args.tasks_dir, args.task_limit, args.shots)
+            self.info |= {"tasks": ",".join(args.tasks), "shots": self.tasks.shots, "lm_eval": VERSION}
             self.info |= {"task_limit": args.task_limit} if args.task_limit else {}
 
     def check(self, args, state, path):
@@ -319,7 +319,7 @@ def check_args(args):
     if (alone and n != 1) or (args.interpolate and n != 2) or ((args.merge or args.ensemble) and n < 2):
         raise Mistake(f"{n} checkpoints: --average takes one, --interpolate two, --merge and --ensemble two or more")
     goes_with = {"weights": "merge", "out": "merge", "points": "interpolate"}
-    goes_with |= dict.fromkeys(("tasks_dir", "task_limit", "tokenizer"), "tasks")
+    goes_with |= dict.fromkeys(("tasks_dir", "task_limit", "shots", "tokenizer"), "tasks")
     for name, how in goes_with.items():
         if getattr(args, name) is not None and not getattr(args, how):
             raise Mistake(f"--{name} goes with --{how}")
@@ -358,6 +358,8 @@ def run(args=None):
     parser.add_argument("--tasks", type=task_names, metavar="NAME,...", help=tasks)
     parser.add_argument("--tasks_dir", metavar="FOLDER", help="of YAML files of your own tasks, and lm-eval's besides")
     parser.add_argument("--task_limit", type=whole(least=1), help="only so many questions of each task: a quick look")
+    shots = "solved examples before each question; default: as the task has it, mostly none"
+    parser.add_argument("--shots", type=whole(least=0), metavar="N", help=shots)
     tokenizer = "for --tasks: of its tokenizer.json, if neither data nor checkpoint tell"
     parser.add_argument("--tokenizer", metavar="FOLDER", help=tokenizer)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")

@@ -5,9 +5,11 @@
     python export.py --from_hf=SmolLM2-135M --out=imported/step_00000000.pt         # a checkpoint to branch from
 
 The folder needs no code of ours and no network. It holds the weights that the checkpoint stands for, or an average, in
-fp32 or rounded to bf16, without the rows that pad the vocabulary. What their model lacks is folded into weights, the
-same to rounding: muP's factors go into the embedding and the last norm. Models with --qk_norm become Qwen3, whose norms
-of queries and keys have weights, here 1; all others are Llama. Weights that are off (--density) are zeros.
+fp32 or rounded to bf16, with the rows that pad the vocabulary: they are in every softmax, so losses are the run's, and
+training goes on at the same loss. No tokens have their numbers; generation_config.json keeps them out of texts. What
+their model lacks is folded into weights, the same to rounding: muP's factors go into the embedding and the last norm.
+Models with --qk_norm become Qwen3, whose norms of queries and keys have weights, here 1; all others are Llama. Weights
+that are off (--density) are zeros.
 
 In comes what is a Llama in transformers, as SmolLM and TinyLlama are, and what our model computes in the same way. All
 else is refused by its field in config.json. Training begins at step 0, with an optimizer that knows nothing yet.
@@ -35,8 +37,8 @@ FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|[a-z_.]+\.json|README\
 
 
 @torch.no_grad()
-def their_weights(model, vocab_size, dtype):
-    """{their name: tensor} that give this model's logits of the first `vocab_size` words, to rounding.
+def their_weights(model, dtype):
+    """{their name: tensor} that give this model's logits, to rounding.
 
     Ours are factor_out norm(x) head, x from factor_in embedding. The last norm's weight takes factor_out. The embedding
     takes factor_in, and where it is the head, too, the norm's weight is over it.
@@ -46,19 +48,19 @@ def their_weights(model, vocab_size, dtype):
     ours["norm.weight"] = ours["norm.weight"] * (model.factor_out / (model.factor_in if shape.tied else 1.0))
     theirs = {}
     for name, parts in weight_names(shape):
-        tensor = ours[name][:vocab_size] if name in ("embedding.weight", "head.weight") else ours[name]
-        rows = model.blocks[0].attention.qkv.parts if len(parts) > 1 else len(tensor)
-        theirs |= zip(parts, tensor.split(rows), strict=True)
+        rows = model.blocks[0].attention.qkv.parts if len(parts) > 1 else len(ours[name])
+        theirs |= zip(parts, ours[name].split(rows), strict=True)
     if shape.qk_norm:
         norms = [f"model.layers.{i}.self_attn.{x}_norm.weight" for i in range(shape.n_layer) for x in "qk"]
         theirs |= {name: torch.ones(shape.head_size) for name in norms}
     return {name: tensor.to(dtype, copy=True).contiguous() for name, tensor in theirs.items()}  # shared memory: refused
 
 
-def their_config(shape, vocab_size, eot_id, dtype):
+def their_config(shape, eot_id, dtype):
     """What config.json says of a model, as transformers 4 and 5 spell it."""
     kind = "qwen3" if shape.qk_norm else "llama"
-    config = {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind, "vocab_size": vocab_size}
+    config = {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind}
+    config |= {"vocab_size": shape.padded_vocab}
     config |= {"hidden_size": shape.n_embd, "intermediate_size": shape.mlp_width, "num_hidden_layers": shape.n_layer}
     config |= {"num_attention_heads": shape.n_head, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_size}
     config |= {"max_position_embeddings": shape.seq_len, "hidden_act": "silu", "rms_norm_eps": shape.norm_eps}
@@ -82,13 +84,15 @@ def tokenizer_files(name, seq_len):
     return {"tokenizer.json": tokenizer_json(name), "tokenizer_config.json": about}
 
 
-def card(state, path, shape, vocab_size, average, dtype):
+def card(state, path, shape, words, average, dtype):
     """README.md: what the model is, what it was trained on and how, and what it is worth."""
     config, at = state["config"], state["progress"]
     given = {name: config[name] for name in names(Config, "schedule") if config[name] is not None}
     losses = {"train_loss": at["train_loss"], **(at["losses"] or {})}
     sizes = ("n_layer", "n_head", "kv_heads", "n_embd", "mlp_width", "seq_len")
-    rows = {"model": ", ".join(f"{name} {getattr(shape, name)}" for name in sizes) + f", {vocab_size:,} words"}
+    rows = {"model": ", ".join(f"{name} {getattr(shape, name)}" for name in sizes) + f", {words:,} words"}
+    if words < shape.padded_vocab:
+        rows["model"] += f" in {shape.padded_vocab:,} rows: the last {shape.padded_vocab - words:,} are padding"
     rows |= {"weights": f"{average or 'raw'}, {dtype}", "step": f"{at['step']:,}"}
     rows |= {"tokens": f"{at.get('position', 0) * shape.seq_len:,}"}
     rows |= {"data": "; ".join(f"{mix} from sequence {start:,}" for start, mix in state["data"]["history"])}
@@ -179,20 +183,22 @@ def export_folder(path, out, average=None, dtype="float32", tokenizer=None):
     spec = TOKENIZERS[name := find_tokenizer(state, path, tokenizer)]
     model = build_model(state, path, "cpu", average)
     del state["model"]  # before there is a third copy
-    vocab_size = model.shape.vocab_size if "shape" in state else spec.vocab_size  # old ones know the padded one
+    words = model.shape.vocab_size if "shape" in state else spec.vocab_size  # old ones know the padded one
     average = averages_of(state, path, average)[0] if average else None
-    config = their_config(model.shape, vocab_size, spec.eot_id, dtype)
+    config = their_config(model.shape, spec.eot_id, dtype)
     if spec.folder:  # texts may begin with another token than they end with
         given = read_json(spec.folder / "config.json")
         config |= {key: given[key] for key in ("bos_token_id", "eos_token_id") if given.get(key) is not None}
     files = {"config.json": config} | tokenizer_files(name, model.shape.seq_len)
-    files["generation_config.json"] = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    ends = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+    padding = list(range(words, model.shape.padded_vocab))  # which sample.py never draws either
+    files["generation_config.json"] = ends | ({"suppress_tokens": padding} if padding else {})
     with made_aside(out) as folder:
-        write_weights(folder, their_weights(model, vocab_size, getattr(torch, dtype)))
+        write_weights(folder, their_weights(model, getattr(torch, dtype)))
         for file, value in files.items():
             write_json(folder / file, value)
         with written(folder / "README.md") as file:
-            file.write(card(state, Path(path), model.shape, vocab_size, average, dtype).encode())
+            file.write(card(state, Path(path), model.shape, words, average, dtype).encode())
     print(f"{out} is whole: AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 

@@ -15,7 +15,7 @@ from config import Mistake, check_values, mistakes, to_record
 from model import Llama, Shape, load_weights, mlp_width
 from start import FORMAT, Progress
 from train import Config
-from vocab import read_json, tokenizer_name
+from vocab import read_json, tokenizer_name, tokenizer_words
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Names of weights, for both ways
@@ -51,7 +51,7 @@ IF_MISSING = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False} 
 
 
 def our_options(config, where):
-    """(our options of the kind "model", size of the vocabulary) of a config.json; Mistake names what does not fit."""
+    """(our options of the kind "model", rows of the embedding) of a config.json; Mistake names what does not fit."""
 
     def need(field, value, expected):
         if value != expected:
@@ -70,7 +70,7 @@ def our_options(config, where):
         need(field, None if is_plain else found, None)
         rope |= found
     need("partial_rotary_factor", (config | rope).get("partial_rotary_factor", 1.0), 1.0)
-    n_embd, n_head, vocab_size = (config[field] for field in ("hidden_size", "num_attention_heads", "vocab_size"))
+    n_embd, n_head, rows = (config[field] for field in ("hidden_size", "num_attention_heads", "vocab_size"))
     need("head_dim", config.get("head_dim") or n_embd / n_head, n_embd / n_head)
     options = {
         "n_layer": config["num_hidden_layers"],
@@ -81,12 +81,16 @@ def our_options(config, where):
         "tied": config.get("tie_word_embeddings", False),
         "rope_theta": float((config | rope).get("rope_theta", 10_000)),
         "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "vocab_multiple": 64 if vocab_size % 64 == 0 else 1,  # no rows that theirs has not
         "seq_len": config.get("max_position_embeddings", 2048),
     }
     for name, rule in (("n_kv_head", n_head), ("n_inner", mlp_width(n_embd))):
         options[name] = None if options[name] == rule else options[name]
-    return options, vocab_size
+    return options, rows
+
+
+def vocab_multiple(words, rows):
+    """The option of that name with which a vocabulary of so many words has so many rows, no more and no less."""
+    return next(multiple for multiple in (64, 1, rows) if -(-words // multiple) * multiple == rows)
 
 
 def read_weights(folder):
@@ -137,14 +141,16 @@ def import_folder(folder, out, seq_len=None):
     where = folder / "config.json"
     if not where.is_file():
         raise Mistake(f"{where} is not there: expected a folder as save_pretrained of transformers writes it")
-    options, vocab_size = our_options(read_json(where), where)
+    options, rows = our_options(read_json(where), where)
+    words = min(rows, tokenizer_words(folder) or rows)  # rows without a word pad the vocabulary
+    options["vocab_multiple"] = vocab_multiple(words, rows)
     if seq_len is not None and seq_len > options["seq_len"]:
         raise Mistake(f"--seq_len={seq_len}: {where} has max_position_embeddings={options['seq_len']}; give no more")
     options["seq_len"] = seq_len or options["seq_len"]
     with mistakes(where):
         config = Config(**options)
         check_values(config)
-        shape = Shape.of(config, vocab_size)
+        shape = Shape.of(config, words)
         model = Llama(shape)
         load_weights(model, our_weights(read_weights(folder), shape, folder))
     state = {"format": FORMAT, "model": model.state_dict(), "shape": shape.to_record(), "averages": {}}

@@ -2,7 +2,8 @@
 
 A text is scored as lm-eval's own class for models of transformers scores it with a model that export.py wrote. What is
 too long is cut from the left to seq_len. A text without context begins behind end-of-text, as documents do in our data;
-one with a context begins with its first word. Logits are of the tokenizer's words, without those that pad the model.
+one with a context begins with its first word. Rows that pad the vocabulary are in the softmax, as in every loss, and
+never drawn.
 """
 
 import itertools
@@ -30,7 +31,6 @@ class OurModel(TemplateLM):
         super().__init__()
         spec = TOKENIZERS[tokenizer]
         self.model, self.encode, self.words, self.end = model, encoder(tokenizer), spec.token_bytes(), spec.eot_id
-        self.vocab_size = min(model.shape.vocab_size, spec.vocab_size)  # old checkpoints know the padded one
         self.seq_len, self.at_once = model.shape.seq_len, max(1, BATCH_TOKENS // model.shape.seq_len)
         self._device = model.cos.device
 
@@ -55,7 +55,7 @@ class OurModel(TemplateLM):
                     n = len(requests[i][2])
                     if not 0 < n <= self.seq_len:
                         raise Mistake(f"--tasks: a continuation has {n} tokens; expected 1 to seq_len={self.seq_len}")
-                    logits = self.model.head(h[len(row) - 1 - n : len(row) - 1])[:, : self.vocab_size].float()  # (n, V)
+                    logits = self.model.head(h[len(row) - 1 - n : len(row) - 1]).float()  # (n, V)
                     targets = row[-n:].to(self.device)
                     loss = F.cross_entropy(logits, targets, reduction="sum").item()
                     found[i] = -loss, torch.equal(logits.argmax(dim=-1), targets)

@@ -53,9 +53,10 @@ class Tasks:
     """Tasks, groups and tags of lm-eval by their names, with those of YAML files in a folder, and a tokenizer's name.
 
     Mistake if there is no such task, or if its data are not at hand. `limit`: the first so many questions of each only.
+    `shots`: solved examples before each question, in place of the number that a task itself has, if that is not 0.
     """
 
-    def __init__(self, names, tokenizer, folder=None, limit=None):
+    def __init__(self, names, tokenizer, folder=None, limit=None, shots=None):
         self.tokenizer, self.limit = tokenizer, limit
         manager = TaskManager(include_path=folder, include_defaults=False)
         if not set(names) <= set(manager.all_subtasks):
@@ -68,9 +69,15 @@ class Tasks:
             draws = (task.get_config("generation_kwargs") or {}).get("do_sample")
             if draws or any(getattr(task, flag, False) for flag in NOT_HERE):
                 raise Mistake(f"--tasks: {name} draws at random, runs code or shows pictures, which is not done here")
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
+            own = task.get_config("num_fewshot")
+            if own is None or (shots is not None and own != 0):  # as lm-eval's own command has it
+                task.set_config(key="num_fewshot", value=shots or 0)
+            if shots:
+                check_shots(name, task)
             task.set_fewshot_seed(seed=SHOT_SEED)
+        numbers = {name: task.get_config("num_fewshot") for name, task in self.loaded["tasks"].items()}
+        several = ",".join(f"{name}:{number}" for name, number in numbers.items())
+        self.shots = several if len({*numbers.values()}) > 1 else next(iter(numbers.values()))
 
     @torch.no_grad()
     def score(self, model):
@@ -92,6 +99,19 @@ class Tasks:
             values, stderrs = zip(*errors.values(), strict=True)
             row |= {"error": math.fsum(values) / len(values), "error_stderr": math.hypot(*stderrs) / len(values)}
         return row
+
+
+def check_shots(name, task):
+    """Mistake if a task has too few examples, or shows its own questions with their answers."""
+    shots, given = task.get_config("num_fewshot"), task.fewshot_cfg
+    elsewhere = given.split or given.samples or task.has_training_docs() or task.has_validation_docs()
+    if shots and not elsewhere:
+        raise Mistake(
+            f"--shots={shots}: {name} has no examples but its own questions: give its YAML file a fewshot_split"
+        )
+    n = len(task.sampler.df) - (given.split == task.get_config("test_split"))  # a question is no example for itself
+    if shots > n:
+        raise Mistake(f"--shots={shots}: {name} has {n} examples; ask for no more")
 
 
 def columns(task, result):

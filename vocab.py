@@ -159,16 +159,31 @@ def our_own():
 def tokenizer_name(folder):
     """What meta.json and checkpoints call the tokenizer of a folder of transformers; None if it has no tokenizer.json.
 
-    gpt2 and bytes are known by their vocabulary, if the folder's model has no other one; others by a hash of the file.
+    gpt2 and bytes are known by their vocabulary, if no words are added to it and the folder's model has a row for each;
+    others by a hash of the file.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    vocab, size = read_json(path).get("model", {}).get("vocab"), read_json(folder / "config.json").get("vocab_size")
+    words, rows = tokenizer_words(folder), read_json(folder / "config.json").get("vocab_size")
     for name in EXPORTED:
-        if size in (None, TOKENIZERS[name].vocab_size) and vocab == tokenizer_json(name)["model"]["vocab"]:
+        fits = words == TOKENIZERS[name].vocab_size and (rows is None or rows >= words)
+        if fits and read_json(path)["model"]["vocab"] == tokenizer_json(name)["model"]["vocab"]:
             return name
+    return hash_name(path)
+
+
+def hash_name(path):
+    """The name of a tokenizer.json that is not our own, and of earlier gpt2 and bytes of models with more rows."""
     return f"tokenizer.json-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def tokenizer_words(folder):
+    """How many words a folder's tokenizer.json has, added ones too: its largest id and one; None if it tells none."""
+    found = read_json(folder / "tokenizer.json")
+    vocab, added = found.get("model", {}).get("vocab") or {}, found.get("added_tokens") or []
+    ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]  # of Unigram it is a list
+    return max([*ids, *(token["id"] for token in added)], default=-1) + 1 or None
 
 
 def read_json(path):
@@ -257,17 +272,29 @@ def register(tokenizer):
     return name
 
 
+def is_hash_of(name, folder):
+    """Whether a name is that of the folder's file, whatever is in it."""
+    path = folder / "tokenizer.json"
+    return path.is_file() and name == hash_name(path)
+
+
+def recall(name, folder):
+    """Put a folder's tokenizer into TOKENIZERS under the name that data or a checkpoint has for it, if it is that."""
+    if name not in TOKENIZERS and is_hash_of(name, folder):
+        TOKENIZERS[name] = from_folder(folder)
+
+
 def find_tokenizer(state, path, given=None):
     """The name in TOKENIZERS of a checkpoint's tokenizer: as `given`, or of a folder beside its data or its import."""
     name = state["data"].get("tokenizer")
     if given is not None:
-        if name not in (None, found := register(given)):
+        recall(name, Path(given))
+        if name not in (None, found := register(given)) and not is_hash_of(name, Path(given)):
             raise Mistake(f"--tokenizer={given} is {found}, and {path} has {name}")
-        return found
+        return name or found
     data = Path(state["config"]["data_dir"]) / first_dataset(state["config"]["dataset"]) / KEPT
     for folder in (data, Path(state.get("imported", {}).get("path", data))):
-        if name not in TOKENIZERS and name is not None and name == tokenizer_name(folder):
-            register(folder)
+        recall(name, folder)
     if name not in TOKENIZERS:
         raise Mistake(f"{path} has the tokenizer {name}: give --tokenizer, {', '.join(our_own())} or the folder of it")
     return name

@@ -82,9 +82,9 @@ def some_tokens(vocab_size=257, T=32):
 
 @torch.no_grad()
 def differ(model, theirs):
-    """Largest difference of logits, over the largest logit; in fp32, on words that are not padding."""
+    """Largest difference of logits, over the largest logit; in fp32, of all rows."""
     x = some_tokens(model.shape.vocab_size, min(32, model.shape.seq_len))
-    ours, theirs = model(x)[..., : model.shape.vocab_size], theirs(x).logits
+    ours, theirs = model(x), theirs(x).logits
     assert ours.shape == theirs.shape and ours.std() > 0.1
     return ((ours - theirs).abs().max() / ours.abs().max()).item()
 
@@ -112,7 +112,8 @@ def test_logits_are_ours(runs, tmp_path, kind):
     theirs = exported(path, tmp_path / "out")
     state = evaluate.read(path)
     assert differ(evaluate.build_model(state, path, "cpu"), theirs) < 1e-5
-    assert theirs.config.tie_word_embeddings == ("untied" not in kind) and theirs.config.vocab_size == 257
+    assert theirs.config.tie_word_embeddings == ("untied" not in kind)
+    assert theirs.config.vocab_size == (257 if kind == "numbers" else 320)
     raw = Llama(shape_of(state))  # the control: the weights as they are in the file, without folding
     raw.load_state_dict(checkpoint.load(path)["model"])
     raw.factor_in = raw.factor_out = 1.0
@@ -143,7 +144,7 @@ def test_bf16_weights_are_ours_rounded(runs, tmp_path):
     for name, tensor in full.items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16(), half[name])
     ours = checkpoint.load(runs("grouped"))["model"]  # not only consistent: the trained numbers
-    assert torch.equal(full["model.embed_tokens.weight"], ours["embedding.weight"][:257])
+    assert torch.equal(full["model.embed_tokens.weight"], ours["embedding.weight"])
     assert torch.equal(full["model.layers.1.self_attn.v_proj.weight"], ours["blocks.1.attention.qkv.weight"][-16:])
 
 
@@ -179,10 +180,11 @@ def test_config_is_spelled_for_transformers_4_and_5(runs, tmp_path):
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50.0
     assert config["torch_dtype"] == config["dtype"] == "bfloat16" and config["rms_norm_eps"] == 0.01
     assert config["bos_token_id"] == config["eos_token_id"] == 256 and config["intermediate_size"] == 40
-    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {
-        "bos_token_id": 256,
-        "eos_token_id": 256,
-    }
+    said = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert said == {"bos_token_id": 256, "eos_token_id": 256}
+    exported(runs("tied"), tmp_path / "padded")
+    padded = json.loads((tmp_path / "padded/generation_config.json").read_text())
+    assert padded == said | {"suppress_tokens": [*range(257, 320)]}
 
 
 def test_the_card_says_what_it_was(runs, tmp_path):
@@ -194,6 +196,7 @@ def test_the_card_says_what_it_was(runs, tmp_path):
     facts += ["schedule wsd, total_steps 24, warmup_steps 5, cooldown_steps 4", "text from sequence 0", "lr 0.01"]
     facts += [f"{name} {losses[name]:.4f}" for name in ("val_loss", "val_loss_window", "val_loss_ema")]
     facts += [f"text {state['data']['sha256']['text']}", "tokenizer | bytes"]
+    facts += ["257 words in 320 rows: the last 63 are padding"]
     assert [fact for fact in facts if fact not in text] == []
 
 
@@ -204,7 +207,8 @@ def test_old_checkpoints_are_exported_too(tmp_path):
         export.run([str(path), f"--out={tmp_path / 'out'}"])
     theirs = exported(path, tmp_path / "out", "--tokenizer=bytes")
     rows = checkpoint.load(path)["model"]["head.weight"]
-    assert theirs.config.vocab_size == 257 and len(rows) == 320 and torch.equal(theirs.lm_head.weight, rows[:257])
+    assert theirs.config.vocab_size == len(rows) == 320 and torch.equal(theirs.lm_head.weight, rows)
+    assert theirs.generation_config.suppress_tokens == [*range(257, 320)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -383,7 +387,8 @@ def test_a_llama_comes_in_and_goes_out_to_the_bit(tmp_path, kind, forget):
     theirs = save_llama(tmp_path / "in", **LLAMAS[kind])
     state, model = imported(tmp_path / "in", tmp_path / "new/step_00000000.pt")
     assert differ(model, theirs) < 1e-5 and state["progress"]["step"] == 0
-    assert (state["data"]["tokenizer"] == "bytes") == (model.shape.vocab_size == 257)  # of more rows: other data
+    assert (state["data"]["tokenizer"], model.shape.vocab_size) == ("bytes", 257)
+    assert model.shape.padded_vocab == theirs.config.vocab_size  # of more rows the last are padding
     again = exported(tmp_path / "new/step_00000000.pt", tmp_path / "out").state_dict()
     assert again.keys() == theirs.state_dict().keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in theirs.state_dict().items())
@@ -450,6 +455,49 @@ def test_training_goes_on_from_a_llama(branch, tmp_path, data_dir, capsys):
     trained = exported("runs/branch/ckpt/step_00000016.pt", tmp_path / "out")  # what is trained goes out again
     state = evaluate.read("runs/branch/ckpt/step_00000016.pt")
     assert differ(evaluate.build_model(state, "x.pt", "cpu"), trained) < 1e-5 and "imported" not in state
+
+
+@pytest.mark.parametrize("multiple", [64, 100, 1])
+def test_a_run_goes_on_from_its_own_export_at_the_same_loss(runs, tmp_path, data_dir, forget, capsys, multiple):
+    """The rows that pad the vocabulary are in the softmax: without them, as in earlier exports, the loss is another."""
+    path = runs(f"multiple {multiple}", vocab_multiple=multiple, n_embd=32)
+    expected = checkpoint.load(path)["progress"]["losses"]["val_loss"]
+
+    def first_loss(folder, name):
+        capsys.readouterr()
+        export.run([f"--from_hf={folder}", f"--out={tmp_path / name}.pt"])
+        flags = capsys.readouterr().out.splitlines()[-1].split("python train.py ")[1].split()[:-1]
+        options = BASE | {"name": name, "out_dir": str(tmp_path / "runs"), "data_dir": str(data_dir), "total_steps": 8}
+        shape = ("n_layer", "n_head", "n_embd", "seq_len")  # the flags have what is not the default
+        options |= {"window_horizon": 0, "ema_half_life": (), "cooldown_steps": 2}
+        config = load(Config, [f"--{k}={v}" for k, v in options.items() if k not in shape and v != ()] + flags)
+        train(config)
+        log = [json.loads(line) for line in (tmp_path / "runs" / name / "log.jsonl").read_text().splitlines()]
+        return log[0]["val_loss"]
+
+    exported(path, tmp_path / "out")
+    assert first_loss(tmp_path / "out", "again") == pytest.approx(expected, rel=1e-6)
+    weights = load_file(tmp_path / "out/model.safetensors")  # the control, and what earlier exports hold
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:257].clone()
+    save_file(weights, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
+    edit_config(tmp_path / "out", vocab_size=257)
+    cut = first_loss(tmp_path / "out", "cut")
+    assert cut == pytest.approx(expected, rel=1e-6) if multiple == 1 else cut < expected - 1e-4
+
+
+def test_rows_without_a_word_are_never_drawn(runs, tmp_path):
+    path = runs("tied")
+    exported(path, tmp_path / "out")
+    weights = load_file(tmp_path / "out/model.safetensors")
+    weights["model.norm.weight"] *= 0  # all logits are 0, and all rows alike
+    save_file(weights, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    start = torch.full((64, 1), 97)
+    torch.manual_seed(0)
+    how = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": True, "top_k": 0}
+    assert 200 < theirs.generate(start, **how).max() < 257
+    theirs.generation_config.suppress_tokens = None  # the control
+    assert theirs.generate(start, **how).max() >= 257
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "schedule_free"])
@@ -679,15 +727,31 @@ def test_other_encodings_of_tiktoken(tmp_path, monkeypatch, runs):
     vocab.encoder.cache_clear()
 
 
-def test_our_own_tokenizers_are_known_again(tmp_path):
+def test_our_own_tokenizers_are_known_again(tmp_path, forget):
     for name in ("gpt2", "bytes"):
         for file, value in export.tokenizer_files(name, 64).items():
             (tmp_path / name).mkdir(exist_ok=True)
             export.write_json(tmp_path / name / file, value)
         AutoTokenizer.from_pretrained(tmp_path / name).save_pretrained(tmp_path / f"{name} again")
         assert vocab.tokenizer_name(tmp_path / name) == vocab.tokenizer_name(tmp_path / f"{name} again") == name
-        (tmp_path / name / "config.json").write_text('{"vocab_size": 60000}')  # more rows: other data
+        rows, words = tmp_path / name / "config.json", vocab.TOKENIZERS[name].vocab_size
+        rows.write_text('{"vocab_size": 60000}')  # the last of them are padding
+        assert vocab.tokenizer_name(tmp_path / name) == name and vocab.tokenizer_words(tmp_path / name) == words
+        earlier = vocab.hash_name(tmp_path / name / "tokenizer.json")  # what it was called then
+        state = {"data": {"tokenizer": earlier}, "config": {"data_dir": "none", "dataset": "none"}}
+        for told in ({"state": state | {"imported": {"path": str(tmp_path / name)}}}, {"given": tmp_path / name}):
+            assert vocab.find_tokenizer(**{"state": state, "path": "a.pt"} | told) == earlier
+            assert vocab.TOKENIZERS.pop(earlier).vocab_size == 60000
+        with pytest.raises(Mistake, match="give --tokenizer"):
+            vocab.find_tokenizer(state, "a.pt")
+        rows.write_text('{"vocab_size": 256}')
         assert vocab.tokenizer_name(tmp_path / name).startswith("tokenizer.json-")
+        rows.unlink()
+        tokenizer = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        tokenizer["added_tokens"].append(tokenizer["added_tokens"][0] | {"id": words, "content": "<|im_start|>"})
+        export.write_json(tmp_path / name / "tokenizer.json", tokenizer)  # one word more
+        assert vocab.tokenizer_name(tmp_path / name).startswith("tokenizer.json-")
+        assert vocab.tokenizer_words(tmp_path / name) == words + 1
 
 
 MISTAKES = [
@@ -715,5 +779,7 @@ def test_mistakes(args, message, tmp_path, monkeypatch):
 
 def test_an_average_that_is_not_there_is_refused(runs, tmp_path):
     with pytest.raises(Mistake, match="has no window average"):
-        export.run([str(runs("schedule_free")), f"--out={tmp_path / 'out'}", "--average=window"])
+        export.run(
+            [str(runs("schedule_free", **KINDS["schedule_free"])), f"--out={tmp_path / 'out'}", "--average=window"]
+        )
     assert list(tmp_path.iterdir()) == []

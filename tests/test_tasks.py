@@ -188,7 +188,7 @@ def test_a_long_text_moves_the_window_on(both, monkeypatch):
     for _ in range(30):
         if len(tokens) > SEQ_LEN:
             tokens = tokens[-SEQ_LEN // 2 :]
-        logits = ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.vocab_size]
+        logits = ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.model.shape.vocab_size]
         new.append(int(logits.argmax()))
         tokens.append(new[-1])
     assert found == b"".join(ours.words[token] for token in new).decode("utf-8", "replace")
@@ -205,9 +205,9 @@ def test_end_of_text_ends_a_text(both, monkeypatch):
 
 
 def greedy(ours, text, n):
-    tokens = ours.tok_encode(text)
+    tokens, words = ours.tok_encode(text), ours.model.shape.vocab_size
     for _ in range(n):
-        tokens.append(int(ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, : ours.vocab_size].argmax()))
+        tokens.append(int(ours.model(torch.tensor([tokens], device=DEVICE))[0, -1, :words].argmax()))
     return tokens[-n:]
 
 
@@ -268,6 +268,34 @@ def test_averages_merges_and_a_quick_look(trained, folder, capsys):
     assert few["task_limit"] == 7 and (7 * few["rows"][0]["choices acc"]).is_integer()
 
 
+def test_solved_examples_before_each_question(trained, capsys, tmp_path, monkeypatch):
+    documents = questions()["choices"][:12]
+    metrics = {"metric_list": [{"metric": "acc"}]} | CONFIGS["choices"]
+    for name, config in {"free": {}, "never": {"num_fewshot": 0}, "once": {"num_fewshot": 1}}.items():
+        write_task(tmp_path, name, documents, fewshot_split="test", **metrics | config)
+    read, score = [], lm.OurModel._loglikelihood_tokens
+    monkeypatch.setattr(
+        lm.OurModel, "_loglikelihood_tokens", lambda self, asked, **how: read.extend(asked) or score(self, asked, **how)
+    )
+    path, here = checkpoint.path_of(trained["bytes"], 200), f"--tasks_dir={tmp_path}"
+    answers = [document["text"] + document["answer"] for document in documents]
+    for task, flags, shown in (("free", [], 0), ("free", ["--shots=2"], 2), ("never", ["--shots=2"], 0)):
+        read.clear()
+        assert table(capsys, path, here, f"--tasks={task}", *flags)["shots"] == shown
+        contexts = [context for (context, _), _, _ in read]
+        assert len(contexts) == 4 * 12 and {sum(text in c for text in answers) for c in contexts} == {shown}
+        own = [context.split("\n\n")[-1] for context in contexts]
+        assert own == [document["text"] for document in documents for _ in range(4)]
+    assert table(capsys, path, here, "--tasks=once,never")["shots"] == "once:1,never:0"
+    assert table(capsys, path, here, "--tasks=once", "--shots=0")["shots"] == 0
+    evaluate.run([str(path), here, "--tasks=free", "--shots=2"])
+    assert "  shots 2  " in capsys.readouterr().out.splitlines()[0]
+    assert "--shots=12: free has 11 examples; ask for no more" in refused(path, here, "--tasks=free", "--shots=12")
+    write_task(tmp_path, "bare", documents, **metrics)
+    line = refused(path, here, "--tasks=bare", "--shots=2")
+    assert "--shots=2: bare has no examples but its own questions: give its YAML file a fewshot_split" in line
+
+
 def test_groups_and_tags(trained, capsys, tmp_path, monkeypatch):
     """A group is told by its mean, and a tag by its tasks."""
     monkeypatch.setattr(tasks, "TaskManager", lambda **how: TaskManager(**how | {"include_defaults": False}))  # faster
@@ -322,6 +350,8 @@ def test_mistakes(trained, folder, tmp_path):
     assert "--tasks_dir=nowhere: there is no such folder" in refused(path, "--tasks=choices", "--tasks_dir=nowhere")
     assert "--tasks_dir goes with --tasks" in refused(path, here)
     assert "--task_limit goes with --tasks" in refused(path, "--task_limit=3")
+    assert "--shots goes with --tasks" in refused(path, "--shots=3")
+    assert "--shots='-1'" in refused(path, "--tasks=choices", here, "--shots=-1")
     assert "--task_limit='0'" in refused(path, "--tasks=choices", "--task_limit=0")
     others = [checkpoint.path_of(trained["bytes"], step) for step in (50, 100)]
     assert "--tasks goes without --ensemble" in refused("--ensemble", *others, "--tasks=choices")
