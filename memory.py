@@ -11,7 +11,8 @@ number in matrix multiplications, 2 in bf16. In bytes, on a GPU that keeps n of 
     activations    M (16 C + 4 H + 8 + e (6 C + 3 Ck + 4 F)) per layer, in bf16 2 M C more, as gate and up cast their
                    input each; if checkpointed 4 M C, and one whole layer; M (8 C + e C + 20) beside the layers
     logits         12 M V: log-softmax and two gradients; by R rows 23 R V (in fp32 21) and e V C + 4 M C
-    gathered       of shards: 4 for each weight of embedding, head and last norm, and of two blocks
+    gathered       of shards: 4 for each weight of embedding, head and last norm, and of two blocks; with
+                   gather_dtype=bfloat16 2 more for each weight of one block's matrices, as they travel
 
 Copies of the gradient: one for each factor of 2 in the number of micro-steps, as halves are added up; one if there is
 another factor, in shards the whole gradient; the sum over ranks on its way. In shards the gradients of embedding and
@@ -34,7 +35,7 @@ from checkpoint import own_rows
 from config import Mistake, load, mistakes, number, whole
 from data import ValSet
 from model import Llama, Shape
-from parallel import odd_part, shard_size_of
+from parallel import check_gathers, odd_part, shard_size_of
 from planner import vocabulary
 from scaling import GPU_MEMORY, PEAK_FLOPS, look_up, num_params, train_flops
 from tables import print_table
@@ -72,6 +73,11 @@ def block_params(shape):
 def root_params(shape):
     """Of embedding, output head and last norm."""
     return num_params(shape) - shape.n_layer * block_params(shape)
+
+
+def multiplied_params(shape):
+    """(of a block, of the rest) weights that do nothing but multiply: not norms, nor what embeds."""
+    return block_params(shape) - 2 * shape.n_embd, 0 if shape.tied else shape.padded_vocab * shape.n_embd
 
 
 def layer_activations(shape, tokens, e):
@@ -153,6 +159,8 @@ def memory(config, shape, gpus):
     averages = 4 * own * average_copies(c)
     swapped = 8 * own if averages or optim.OPTIMIZERS[c.optimizer].final else 0  # the average; weights set aside
     gathered = 4 * (root + 2 * block) if shards > 1 else 0
+    if shards > 1 and c.gather_dtype == "bfloat16":
+        gathered += 2 * multiplied_params(shape)[0]
     chunk = max(1, ValSet.CHUNK_TOKENS // c.seq_len) * c.seq_len
     forward = logits_bytes(shape, chunk, e, rows)[1] if rows else (8 + e) * chunk * shape.padded_vocab
     parts = {
@@ -204,6 +212,7 @@ def variants(config, gpus, per_node):
 def memory_command(args, rest) -> dict:
     """Memory per GPU of a config, what its options change, and what the run costs."""
     config, shape, peak = read(args, rest)
+    check_gathers(config.gather_dtype, config.parallel, config.dtype != "float32")
     with mistakes():
         optim.check(config.optimizer, {}, in_shards=shard_size_of(config.parallel, args.gpus) > 1)
     gpus, size = args.gpus, args.gpu_memory or look_up(GPU_MEMORY, args.gpu)
@@ -233,6 +242,7 @@ def memory_command(args, rest) -> dict:
 SHOWN = (
     "name", "parallel", "micro_batch_size", "global_batch_size", "seq_len", "total_steps", "checkpoint_activations",
     "loss_rows", "dtype", "compile", "averages_on", "optimizer", "exact_sums",
+    "gather_dtype",
 )  # fmt: skip
 
 

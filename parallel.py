@@ -97,6 +97,16 @@ def shard_size_of(parallel, world_size):
     return size
 
 
+def check_gathers(gather_dtype, parallel, bf16):
+    """Raise Mistake unless weights that are gathered in `gather_dtype` are those that the run computes with."""
+    if gather_dtype == "float32":
+        return
+    if parallel == "replicate":
+        raise Mistake(f"gather_dtype={gather_dtype!r}: a model is gathered only from shards: add --parallel=shard")
+    if not bf16:
+        raise Mistake(f"gather_dtype={gather_dtype!r}: this run computes in float32: add --dtype=bfloat16")
+
+
 class Ranks:
     """This rank among all of them: `rank`, `world_size`, `device`; `is_main` on the one that prints and writes.
 
@@ -192,12 +202,12 @@ class Ranks:
                 yield to_device(stream.batch(position + number * micro_batch_size, micro_batch_size), self.device)
 
 
-def build(ranks, shape, seed):
+def build(ranks, shape, seed, gather_dtype="float32"):
     """(model, weights) on the device: what computes, and what is kept of it here, which is all unless in shards."""
     if ranks.shard_size > 1:
         from sharding import shard  # FSDP2 takes half a second to import
 
-        return shard(shape, seed, ranks)
+        return shard(shape, seed, ranks, gather_dtype)
     model = Llama(shape, seed).to(ranks.device)
     return model, model
 

@@ -29,8 +29,9 @@ from checkpoint import find, list_steps, path_of
 from config import HERE, Mistake, from_record, names, parse, read_file, run_file
 from data import ValSet, cooldown_start, first_dataset, read_meta, val_datasets
 from model import Llama, Shape
+from start import MAX_SKIPS
 from tracking import lines_up_to, read_json
-from train import MAX_SKIPS, Config, check, every, make_schedule, train
+from train import Config, check, every, make_schedule, train
 from vocab import TOKENIZERS
 
 TRIAL_FLOPS, TRIAL_STEPS = 1e11, (4, 20)  # of a trial that shows what a model costs: a second or two on a CPU

@@ -6,15 +6,19 @@
 
 `model` computes; it is torch's FSDP2 (`fully_shard`), a block at a time, with embedding, norm and head as one more.
 `weights` has the same names, and as parameters the rows that are here, plain tensors in the memory of the shards: it is
-what optimizer, averages and checkpoints work on, as if it were a smaller model. Weights are gathered in fp32, gradients
+what optimizer, averages and checkpoints work on, as if it were a smaller model. Weights arrive in fp32, gradients are
 summed in fp32, by halves over ranks, so all numbers are those of a model that is not in shards, to the bit. (On a CPU
 only if what a rank keeps of a tensor is a multiple of 16 numbers: torch's AdamW rounds what is left over another way.)
+
+Autocast rounds matrices to bf16 before it multiplies. With `gather_dtype` they may be rounded on the rank that keeps
+them, so that half of the bytes travel; norms and the embedding's rows are added up as they are, and travel in fp32.
 """
 
 import warnings
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from checkpoint import own_rows
@@ -28,21 +32,28 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 
 
 @torch.no_grad()
-def shard(shape, seed, ranks):
+def shard(shape, seed, ranks, gather_dtype="float32"):
     """(model, weights) of this shape, with the initial weights of `seed`; never more than one tensor is there whole.
 
-    Mistake for a sparse model.
+    With the `gather_dtype` bfloat16 the model has to be called in autocast to that. Mistake for a sparse model.
     """
     if shape.density < 1:
         raise Mistake(f"density={shape.density}: sparse models are not made in shards; use --parallel=replicate")
     with torch.device("meta"):
         model, weights = Llama(shape), Llama(shape)
+    multiplied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    multiplied.discard(id(model.embedding.weight))  # tied to the head
+    left = {id(p): p for p in model.parameters()}
     for module in (*model.blocks, model):
+        group = [left.pop(id(p)) for p in module.parameters() if id(p) in left]
         fully_shard(module, mesh=ranks.shard_mesh)
         module.set_gradient_divide_factor(1.0)  # sums, not means
         module.set_force_sum_reduction_for_comms(True)
         if len(ranks.in_shard) > 1:
             module.set_custom_reduce_scatter(SumByHalves(ranks.in_shard))
+        if gather_dtype == "bfloat16":
+            sizes = [-(-len(p) // ranks.shard_size) * p[0].numel() for p in group]
+            module.set_custom_all_gather(GatherRounded(sizes, [id(p) in multiplied for p in group]))
     model.to_empty(device=ranks.device)
     for buffer, values in zip(
         (model.cos, model.sin), rope_table(shape.seq_len, shape.head_size, shape.rope_theta), strict=True
@@ -87,6 +98,40 @@ class SumByHalves:
             parts = torch.empty_like(parts[0::2])
             dist.reduce_scatter_single(parts, pairs, group=pair)
         output_tensor.copy_(parts[0])
+
+
+class GatherRounded:
+    """The gather of all rows of some tensors, fp32, of which matrices travel in bf16.
+
+    As of torch's interface AllGather. sizes: how many numbers of each tensor a rank keeps; rounded: whether it is one
+    of the matrices. A message, of the type fp32, holds first what is not rounded, and then in each number two of bf16.
+    """
+
+    def __init__(self, sizes, rounded):
+        self.sizes, self.rounded, self.starts, end = sizes, rounded, [0] * len(sizes), 0
+        for i in sorted(range(len(sizes)), key=rounded.__getitem__):  # in halves of fp32 numbers
+            self.starts[i] = end
+            end += sizes[i] if rounded[i] else 2 * sizes[i]
+        self.length = (end + 1) // 2
+
+    def allocate(self, size, *, dtype, device):
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def places(self, messages):
+        """Where in messages (..., length) the numbers of each tensor are."""
+        halves = messages.view(torch.bfloat16)
+        return [
+            halves.narrow(-1, start, size) if rounded else messages.narrow(-1, start // 2, size)
+            for start, size, rounded in zip(self.starts, self.sizes, self.rounded, strict=True)
+        ]
+
+    def __call__(self, output_tensor, input_tensor, group, async_op=False):
+        message = input_tensor.new_empty(self.length)
+        torch._foreach_copy_(self.places(message), input_tensor.split(self.sizes))
+        messages = message.new_empty(len(output_tensor) // len(input_tensor), self.length)  # (ranks, length)
+        dist.all_gather_single(messages.view(-1), message, group=group)
+        output = output_tensor.view(len(messages), -1).split(self.sizes, dim=1)
+        torch._foreach_copy_(output, self.places(messages))
 
 
 def whole_norms(gradients, lengths, ranks):

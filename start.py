@@ -20,6 +20,7 @@ from model import load_weights
 from tracking import lines_up_to, read_json
 
 FORMAT = 1  # of what train.py saves
+MAX_SKIPS = 10  # updates skipped in a row, before a run ends
 
 
 @dataclasses.dataclass
@@ -282,6 +283,15 @@ def read_result(config, run, options):
     result = read_json(run / "result.json")
     check_result(result, run)
     return result
+
+
+def check_skips(progress, run):
+    """Raise FloatingPointError if no gradient was finite for MAX_SKIPS updates."""
+    if progress.skipped_in_a_row == MAX_SKIPS:
+        raise FloatingPointError(
+            f"{MAX_SKIPS} gradients in a row, up to step {progress.step}, were not finite: lower --lr; "
+            f"the checkpoints in {run / 'ckpt'} are as they were"
+        )
 
 
 def check_result(result, run):

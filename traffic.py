@@ -13,6 +13,8 @@ all-reduce each sends log2(n) S, for a reduce-scatter S / 2 + S / 4 + ...
                 per step S / n for the norm of the gradient
     shard:8     the same within groups of 8 GPUs, and one all-reduce of S / 8 per step over the groups
 
+With --gather_dtype=bfloat16 all-gathers send 2 bytes for each weight of a matrix, but for one that embeds.
+
 Blocks can travel while others are computed: gathers forward, gathers and reduce-scatter backward, and in the last
 backward pass the first sum of an all-reduce. Embedding, head and last norm, and later sums of pairs, are waited for.
 With overlap only what does not fit beside the computing counts.
@@ -24,8 +26,8 @@ import dataclasses
 from typing import NamedTuple
 
 from config import number, typed
-from memory import add_flags, block_params, divisors, micro_steps, read, root_params
-from parallel import odd_part, shard_size_of
+from memory import add_flags, block_params, divisors, micro_steps, multiplied_params, read, root_params
+from parallel import check_gathers, odd_part, shard_size_of
 from scaling import num_params, train_flops
 from tables import print_table
 
@@ -106,7 +108,9 @@ def traffic(config, shape, gpus, links, speed):
     if shards == 1:
         waited = later.seconds + max(0, first.seconds - 2 / 3 * micro_s)
         return first + later, total * micro_s, waited
-    gather, gather_root = (together(ring(links, size, shards), n) for size, n in ((blocks, L), (root, 1)))
+    halved, halved_root = multiplied_params(shape) if c.gather_dtype == "bfloat16" else (0, 0)
+    gather = together(ring(links, blocks - 2 * L * halved, shards), L)
+    gather_root = ring(links, root - 2 * halved_root, shards)
     scatter, scatter_root = (
         together(reduce_scatter(links, size, shards, c.exact_sums), n) for size, n in ((blocks, L), (root, 1))
     )
@@ -125,6 +129,7 @@ def traffic(config, shape, gpus, links, speed):
 def traffic_command(args, rest) -> dict:
     """What GPUs send each other, by their number, and the share of a step's time that it takes."""
     config, shape, peak = read(args, rest)
+    check_gathers(config.gather_dtype, "shard", config.dtype != "float32")
     links, rows, left_out = Links(args.per_node, args.nvlink, args.network), [], []
     for kind in ("strong", "weak"):
         for gpus in args.gpus:
@@ -146,8 +151,9 @@ def traffic_command(args, rest) -> dict:
                 })  # fmt: skip
     return {
         "name": config.name, "params": num_params(shape), "vocab_size": shape.vocab_size, "gpu": args.gpu,
-        "mfu": args.mfu, "exact_sums": config.exact_sums, "global_batch_size": config.global_batch_size,
-        "seq_len": config.seq_len, **links._asdict(), "not_strong": left_out, "traffic": rows,
+        "mfu": args.mfu, "exact_sums": config.exact_sums, "gather_dtype": config.gather_dtype,
+        "global_batch_size": config.global_batch_size, "seq_len": config.seq_len, **links._asdict(),
+        "not_strong": left_out, "traffic": rows,
     }  # fmt: skip
 
 
@@ -165,7 +171,8 @@ def print_traffic(out):
     print(
         f"{out['name']}: {out['params']:,} parameters with {out['vocab_size']:,} words; {out['gpu']} at an MFU of "
         f"{out['mfu']:g}, an assumption\nper GPU {out['nvlink'] / 1e9:g} GB/s within a node of {out['per_node']}, "
-        f"{out['network'] / 1e9:g} GB/s between nodes; exact_sums={out['exact_sums']}"
+        f"{out['network'] / 1e9:g} GB/s between nodes; exact_sums={out['exact_sums']}, "
+        f"gather_dtype={out['gather_dtype']}"
     )
     limit = f"at most {out['global_batch_size']} GPUs, a sequence each"
     titles = {

@@ -33,12 +33,9 @@ from config import Mistake, check_values, load, main, mistakes, names, option, t
 from data import check_sources, open_data
 from devices import autocast, check_device, computed_with, use_bf16, use_compile
 from model import Shape
-from parallel import Gradients, Ranks, build, check_batch, chunk_losses
-from start import Progress, check_result, find_start, state_of
+from parallel import Gradients, Ranks, build, check_batch, check_gathers, chunk_losses
+from start import Progress, check_result, check_skips, find_start, state_of
 from tracking import RunFolder, Speed, caught_signals, check_folder, clock, finite
-
-MAX_SKIPS = 10  # updates skipped in a row, before a run ends
-
 
 # Kinds of options. What they say of an option is read here by all: which may change when, what tells runs apart.
 #   model     shape of the weights and of the optimizer's state: a branch keeps it
@@ -134,6 +131,7 @@ class Config:
     compile: bool | None = option(None, "result")  # torch.compile; none: on cuda only
     checkpoint_activations: bool = option(False, "free")  # compute blocks twice, for less memory
     parallel: str = option("replicate", "free")  # shard: FSDP; shard:8: shards within groups of 8 ranks
+    gather_dtype: str = option("float32", "free", choices=("float32", "bfloat16"))  # how matrices of shards travel
     exact_sums: bool = option(True, "result")  # 4, 8, ... ranks add as one does; False: faster, in another order
     loss_rows: int | None = option(None, "result", least=0)  # of logits at a time; 0: all; none: 512 if compiled on cpu
 
@@ -165,6 +163,7 @@ def check(config, ranks=checkpoint.ALONE):
     if late:
         raise Mistake(f"save_at or stop_at={late[0]}: expected steps up to total_steps={config.total_steps}")
     check_batch(config.global_batch_size, config.micro_batch_size, ranks.world_size)
+    check_gathers(config.gather_dtype, config.parallel, bf16=config.dtype != "float32")
     check_folder(config.out_dir, config.name)
     check_device(config.device)
     with mistakes():  # these are built for their checks; files that others copy raise ValueError
@@ -196,6 +195,7 @@ def train(config):
 def train_on(ranks, config):
     """Train on these ranks, which are connected."""
     device, bf16 = ranks.device, use_bf16(config.dtype, ranks.device)
+    check_gathers(config.gather_dtype, config.parallel, bf16)
 
     # start: new weights, a checkpoint of this run, or one to branch from
     run = Path(config.out_dir) / config.name
@@ -219,7 +219,7 @@ def train_on(ranks, config):
     schedule = make_schedule(config)
     stream, val_sets = checkpoint.together(lambda: open_data(config, start, schedule), ranks, (Mistake, OSError))
     shape = Shape.of(config, stream.vocab_size)
-    model, weights = build(ranks, shape, config.seed)  # weights: those of the model that are kept here
+    model, weights = build(ranks, shape, config.seed, config.gather_dtype)  # weights: what is kept of it here
     optimizer = make_optimizer(config, weights)
     averages = make_averages(config, weights)
     begun = start.restore(weights, optimizer, averages)
@@ -369,11 +369,7 @@ def train_on(ranks, config):
                 if not is_finite:
                     line["skipped"] = at.skipped
                 folder.log(line, left_s=speed.step_s * ((config.stop_at or config.total_steps) - at.step))
-            if at.skipped_in_a_row == MAX_SKIPS:
-                raise FloatingPointError(
-                    f"{MAX_SKIPS} gradients in a row, up to step {at.step}, were not finite: lower --lr; "
-                    f"the checkpoints in {run / 'ckpt'} are as they were"
-                )
+            check_skips(at, run)
 
         ranks.gather(at.step)  # nobody ends before the checkpoint is written: launchers would kill the others
         if stop:

@@ -1076,6 +1076,34 @@ def test_shards_have_the_bits_of_one_rank(lab, options):
     assert not same(newest(lab.path, "other sums"), newest(lab.path, "one"))
 
 
+def round_all():
+    """Norms and the embedding travel in bf16, too."""
+    import sharding
+
+    real = sharding.GatherRounded
+    sharding.GatherRounded = lambda sizes, rounded: real(sizes, [True] * len(sizes))
+
+
+@four_ranks
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        dict(tied=False, loss_rows=40, checkpoint_activations=True, global_batch_size=12, n_inner=33),
+        pytest.param(dict(compile=True), marks=long),
+    ],
+)
+def test_matrices_that_travel_in_bf16_change_no_bit(lab, options):
+    options = WIDE | dict(dtype="bfloat16", n_layer=2) | options
+    shards(lab, "fp32", 2, **options)
+    for name, ranks, parallel in (("two", 2, "shard"), ("four", 4, "shard"), ("pairs", 4, "shard:2")):
+        shards(lab, name, ranks, parallel=parallel, gather_dtype="bfloat16", **options)
+        assert same(newest(lab.path, name), newest(lab.path, "fp32")), name
+        assert lines(lab.path, name) == lines(lab.path, "fp32"), name
+    shards(lab, "all", 2, round_all, gather_dtype="bfloat16", **options)  # the control
+    assert not same(newest(lab.path, "all"), newest(lab.path, "fp32"))
+
+
 @two_ranks
 def test_uneven_shards(lab):
     """Three ranks have 6, 6 and 4 of 16 rows: the weights are those of one rank until the first sum."""
@@ -1120,6 +1148,12 @@ def test_shards_are_resumed_by_any_number_of_ranks(lab):
     assert not same(newest(lab.path, "direct"), newest(lab.path, "branch"))  # its cooldown began before step 10
 
 
+def no_bf16():
+    """A machine that does not compute in bf16 itself."""
+    torch.cpu.get_capabilities = dict
+    torch.cuda.is_bf16_supported = lambda including_emulation: False
+
+
 @two_ranks
 def test_mistakes_about_shards_are_told(lab):
     said = {
@@ -1127,9 +1161,12 @@ def test_mistakes_about_shards_are_told(lab):
         "three": (dict(parallel="shard:3"), "parallel='shard:3': groups of 3 ranks cannot be made of 2"),
         "whole": (dict(parallel="shard", optimizer="muon"), "optimizer='muon' looks at whole matrices"),
         "sparse": (dict(parallel="shard", density=0.5), "density=0.5: sparse models are not made in shards"),
+        "copies": (dict(gather_dtype="bfloat16"), "a model is gathered only from shards: add --parallel=shard"),
+        "fp32": (dict(parallel="shard", gather_dtype="bfloat16"), "this run computes in float32: add --dtype=bfloat16"),
+        "auto": (dict(parallel="shard", gather_dtype="bfloat16", dtype="auto"), "this run computes in float32"),
     }
     for name, (options, message) in said.items():
-        assert lab.run(name, ranks=2, **options) == [1, 1]
+        assert lab.run(name, no_bf16, ranks=2, **options) == [1, 1]
         assert message in lab.said(name).splitlines()[-1] and "Traceback" not in lab.said(name)
 
 

@@ -131,6 +131,9 @@ def test_shards_keep_what_torch_chunks_are():
     assert parts["weights"]["loss"] == 4 * rows and parts["optimizer"]["loss"] == 8 * rows
     alone = memory.memory(dataclasses.replace(config, parallel="replicate"), shape, 7)
     assert alone["gathered"]["loss"] == 0 < parts["gathered"]["loss"]
+    rounded = memory.memory(dataclasses.replace(config, gather_dtype="bfloat16"), shape, 7)
+    travels = 2 * sum(p.numel() for p in Llama(shape).blocks[0].parameters() if p.dim() == 2)
+    assert rounded["gathered"]["loss"] == parts["gathered"]["loss"] + travels
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -265,6 +268,7 @@ def test_mistakes_are_one_line(capsys):
         (["memory", "configs/8b.py", "--gpus=0"], "--gpus='0'"),
         (["memory", "configs/8b.py", "--gpus=7"], "--gpus=7: global_batch_size=144"),
         (["memory", "configs/8b.py", "--gpus=48", "--gpu=Abacus"], "--gpu=Abacus"),
+        (["memory", "configs/8b.py", "--gather_dtype=bfloat16", "--parallel=replicate"], "add --parallel=shard"),
         (["memory", "configs/8b.py", "--gpus=48", "--parallel=split"], "parallel='split'"),
         (["memory", "configs/8b.py", "--gpus=48", "--parallel=shard:7"], "parallel='shard:7'"),
         (["memory", "configs/8b.py", "--gpus=48", "--optimizer=muon"], "optimizer='muon'"),

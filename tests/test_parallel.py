@@ -196,6 +196,72 @@ def test_blocks_are_sent_while_the_backward_pass_goes_on(monkeypatch, total):
         Sum.begun.clear()
 
 
+class Clock:
+    """Time that only moves when it is told to: what blocks and sums take is said, not measured."""
+
+    def __init__(self, sum_s):
+        self.now, self.free, self.sum_s = 0.0, 0.0, sum_s  # `free`: when the channel is, as it has one sum at a time
+
+    def compute(self, seconds):
+        self.now += seconds
+
+    def all_reduce(self, flat, group, async_op=False):
+        """A sum over ranks, on its way from now on; who waits for it sleeps until it is there."""
+        self.free = max(self.now, self.free) + self.sum_s
+        there = self.free
+
+        def wait():
+            self.now = max(self.now, there)
+
+        return SimpleNamespace(wait=wait) if async_op else wait()
+
+
+class AtTheEnd(Gradients):
+    """The control: the sums of the last backward pass are sent when it is over."""
+
+    held = ()
+
+    def arrived(self, part, *parameters):
+        if part.done == self.total - 1:
+            self.held = (*self.held, (part, *parameters))
+        else:
+            super().arrived(part, *parameters)
+
+    def finish(self):
+        for arguments in self.held:
+            super().arrived(*arguments)
+        super().finish()
+
+
+@pytest.mark.parametrize(
+    "block_s, sum_s, total, groups, expected",
+    [
+        (3, 2, 1, ["all"], 13),  # blocks at 3, 6, 9, sums until 5, 8, 11; that of embedding and norm is waited for
+        (2, 3, 1, ["all"], 14),  # blocks at 2, 4, 6, sums until 5, 8, 11, 14: but for the first 2 all is sending
+        (3, 2, 4, ["all"], 40),  # the same behind three passes of 9
+        (3, 2, 1, ["pairs", "pairs of pairs"], 21),  # 4 ranks: the second sums, 4 times 2, are waited for
+    ],
+)
+def test_a_step_takes_less_than_computing_and_sums(monkeypatch, block_s, sum_s, total, groups, expected):
+    """With sums that take their time, by a clock of the test's own."""
+
+    def step_s(kind):
+        model, clock = Llama(Shape(vocab_size=50, seq_len=8, n_layer=3, n_head=2, n_embd=16)), Clock(sum_s)
+        for block in model.blocks:
+            block.register_full_backward_pre_hook(lambda *_: clock.compute(block_s))  # before its gradients are there
+        ranks = Ranks("cpu")
+        ranks.across = groups
+        monkeypatch.setattr(torch.distributed, "all_reduce", clock.all_reduce)
+        x, y = tokens(B=2, T=8)
+        for _ in kind(ranks, model, model, total).micro_steps():
+            model(x % 50, y % 50).backward()
+        return clock.now
+
+    computing, sums = total * 3 * block_s, len(groups) * 4 * sum_s
+    assert step_s(Gradients) == expected < computing + sums
+    assert step_s(AtTheEnd) == computing + sums
+
+
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 6, 7, 8, 12, 16])
 def test_gradients_are_added_by_halves(total):
     gradients = torch.randn(total, 2, 1000, generator=torch.Generator().manual_seed(total))

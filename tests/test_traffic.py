@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 import scaling
 import traffic
@@ -14,7 +15,7 @@ from config import main
 from memory import block_params, root_params
 from model import Llama, Shape
 from parallel import Gradients
-from sharding import SumByHalves
+from sharding import GatherRounded, SumByHalves
 from train import Config
 
 SHAPE = Shape(vocab_size=128, seq_len=8, n_layer=3, n_head=2, n_embd=32)
@@ -60,6 +61,25 @@ def test_an_exact_reduce_scatter_sends_what_sums_by_halves_hand_over(monkeypatch
     assert found.node_bytes + found.network_bytes == sum(size for _, size in handed) == 15 / 16 * full.nbytes
     assert found.network_bytes == sum(size for group, size in handed if 2**group >= 8)
     assert found.messages == len(handed)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gather_in_bf16_sends_what_is_handed_over(monkeypatch, tied):
+    """Of four ranks: blocks twice, the rest once, all of it to three others."""
+    shape, spared, own_bytes = dataclasses.replace(SHAPE, tied=tied), [], []
+    monkeypatch.setattr(dist, "all_gather_single", lambda messages, own, group: own_bytes.append(own.nbytes))
+    model = Llama(shape)
+    for part in (*model.blocks, nn.ModuleDict({"embedding": model.embedding, "norm": model.norm, "head": model.head})):
+        sizes = [p.numel() // 4 for p in part.parameters()]
+        rounded = [p.dim() == 2 and p is not model.embedding.weight for p in part.parameters()]
+        GatherRounded(sizes, rounded)(torch.zeros(4 * sum(sizes)), torch.zeros(sum(sizes)), None)
+        spared.append(4 * sum(sizes) - own_bytes[-1])
+    full = dataclasses.replace(CONFIG, tied=tied, parallel="shard", global_batch_size=8)  # two micro-steps
+    rounded = dataclasses.replace(full, gather_dtype="bfloat16")
+    full, rounded = (traffic.traffic(config, shape, 4, LINKS, speed=1e12)[0] for config in (full, rounded))
+    assert full.node_bytes - rounded.node_bytes == 2 * 3 * (2 * sum(spared[:-1]) + spared[-1])
+    assert spared[0] > 0 and (spared[-1] == 0) == tied
+    assert full.messages == rounded.messages
 
 
 def test_bytes_by_hand():
@@ -139,6 +159,7 @@ def test_mistakes_are_one_line(capsys):
         (["--per_node=1"], "--per_node='1'"),
         (["--gpu=Abacus"], "--gpu=Abacus"),
         (["--cards=8"], "--cards: no such option"),
+        (["--gather_dtype=bfloat16", "--dtype=float32"], "this run computes in float32"),
     ):
         with pytest.raises(SystemExit) as end:
             main(lambda args=args: scaling.run(["traffic", "configs/8b.py", *args]))

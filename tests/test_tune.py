@@ -14,7 +14,7 @@ from conftest import BASE, write_config
 import planner
 import study
 import tune
-from train import MAX_SKIPS
+from start import MAX_SKIPS
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_short_trials")
 
