@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import written
 from config import Mistake
 from data import FORMAT, RESTORE, check_tokens, load_meta, read_meta
+from sealed import written
 from vocab import KEPT, TOKENIZERS, keep_tokenizer, our_own, recall
 
 try:

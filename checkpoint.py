@@ -4,9 +4,7 @@
     found = load_latest(folder)                          # (state, path) of the newest good one, None if there is none
     state = load(path)                                   # this one or ValueError
 
-One file holds everything, in types that `torch.load(weights_only=True)` takes; torch.save writes it. torch.load itself
-notices no flipped bits, so the file also carries, as its zip comment, a SHA-256 of all its other bytes: that of the
-SHA-256s of its blocks, so that every core hashes some of them.
+One file holds everything, and a digest of itself, see sealed.py.
 
 Of a model in shards a checkpoint is a folder, step_00001200: each rank writes files of its rows of all tensors, one for
 weights, optimizer and averages each, and the first one then manifest.pt, which holds all else, and the digests of these
@@ -14,24 +12,16 @@ files. Whoever reads it, on any number of ranks, gets whole tensors or its own r
 file. Ranks save and load together: what fails on one is an error on all.
 """
 
-import contextlib
-import hashlib
 import os
-import pickle
 import re
 import shutil
 import sys
-import zipfile
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-TAG = b"sha256-16M:"  # before the digest of the blocks' digests; another size of the blocks is another tag
-BLOCK_BYTES = 16 << 20
-OLD_TAG = b"sha256:"  # earlier files have one digest of all their bytes
-DIGEST_BYTES = 64  # SHA-256 as hex
+import sealed
+
 NAME = re.compile(r"step_[0-9]{8,}(\.pt)?")  # of a file, or of a folder of shards
 MAX_FAILED = 3  # saves in a row
 MANIFEST = "manifest.pt"
@@ -116,7 +106,7 @@ def write_file(path, state, ranks):
     """Write a checkpoint's file, on the first rank."""
     if ranks.is_main:
         make_room(path.parent, path)
-        write(path, state)
+        sealed.write(path, state)
 
 
 def make_room(folder, path):
@@ -170,44 +160,6 @@ def prune(folder, step, keep, save_at):
         print(told, file=sys.stderr, flush=True)
 
 
-def write(path, state):
-    """Write one checkpoint file, or leave what is under its name as it is."""
-    if odd := unsafe(state):  # no assert: python -O would write what `load` refuses
-        raise AssertionError(f"{odd} is of a type that torch.load(weights_only=True) refuses")
-    with written(path) as file, ThreadPoolExecutor(1) as pool:
-        aside = Path(file.name)
-        torch.save(state, aside)
-        synced = pool.submit(os.fsync, file.fileno())  # hash while the disk writes; `written` syncs the seal, too
-        seal(aside)
-        try:
-            verify(aside)
-        except ValueError as error:
-            raise OSError(f"{aside} does not read back as it was written: a bad disk?") from error
-        synced.result()  # raises what fsync raised: a second one would not say it again
-
-
-@contextlib.contextmanager
-def written(path):
-    """Open a file to write, in bytes, that is whole under its name or not there, whatever happens meanwhile.
-
-    It is made aside, as `.<name>.tmp`; at the end it is synced and renamed to `path`, and the folder synced. An error
-    removes it, and leaves alone what was at `path`; an OSError then names `path`, as that of a full disk does not.
-    """
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(aside, "wb") as file:  # plain writes: on a full disk a memmap would die of SIGBUS
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise
-    sync_folder(path.parent)
-
-
 def write_shards(path, state, ranks):
     """Write a checkpoint's folder, all ranks together, or leave what is under its name as it is."""
     aside = path.with_name(f".{path.name}.tmp")
@@ -220,15 +172,15 @@ def write_shards(path, state, ranks):
     def write_own():
         names = [f"{part}_{ranks.shard_rank:05d}.pt" for part in IN_SHARDS if ranks.replica == 0]
         for part, name in zip(IN_SHARDS, names, strict=False):
-            write(aside / name, state[part])
-        return {name: digest_in(aside / name) for name in names}
+            sealed.write(aside / name, state[part])
+        return {name: sealed.digest_in(aside / name) for name in names}
 
     def finish():
         if ranks.is_main:
             rest = {name: value for name, value in state.items() if name not in IN_SHARDS}
-            write(aside / MANIFEST, rest | {"shards": ranks.shard_size, "files": files})
+            sealed.write(aside / MANIFEST, rest | {"shards": ranks.shard_size, "files": files})
             os.replace(aside, path)
-            sync_folder(path.parent)
+            sealed.sync_folder(path.parent)
 
     try:
         together(make_folder, ranks)
@@ -277,92 +229,6 @@ def try_save(folder, step, state, keep, save_at, failed, must, ranks=ALONE):
         return failed + 1
 
 
-def unsafe(value, name="state"):
-    """Name of the first part of `value` that `load` would refuse, or None. Subclasses of plain types are refused."""
-    if type(value) in (dict, OrderedDict):
-        return next((odd for k, v in value.items() if (odd := unsafe(v, f"{name}[{k!r}]"))), None)
-    if type(value) in (list, tuple):
-        return next((odd for i, v in enumerate(value) if (odd := unsafe(v, f"{name}[{i}]"))), None)
-    return None if type(value) in (torch.Tensor, str, int, float, bool, type(None)) else name
-
-
-def seal(path):
-    """Append the digest of a zip file's blocks as its comment."""
-    size = path.stat().st_size
-    with open(path, "r+b") as f:
-        f.seek(-2, os.SEEK_END)
-        f.write((len(TAG) + DIGEST_BYTES).to_bytes(2, "little"))
-    digest = hash_blocks(path, size)
-    with open(path, "ab") as f:
-        f.write(TAG + digest)
-
-
-def hash_blocks(path, size):
-    """SHA-256, as hex, of the blocks' SHA-256s, as hex, of the first `size` bytes of a file, on all cores."""
-
-    def hash_block(start):
-        with open(path, "rb") as f:
-            f.seek(start)
-            return hash_stream(f, min(BLOCK_BYTES, size - start))
-
-    with ThreadPoolExecutor() as pool:  # hashlib and reading let other threads run meanwhile
-        starts = range(0, size, BLOCK_BYTES)
-        digests = (pool.map if len(starts) > 1 else map)(hash_block, starts)  # a thread for one block gains nothing
-        return hashlib.sha256("".join(digests).encode()).hexdigest().encode()
-
-
-def hash_stream(f, size):
-    """SHA-256 of the next `size` bytes of an open file, as hex."""
-    digest = hashlib.sha256()
-    while size > 0 and (block := f.read(min(size, 1 << 22))):
-        digest.update(block)
-        size -= len(block)
-    return digest.hexdigest()
-
-
-def sync_folder(folder):
-    """Make renames in `folder` durable, where folders can be opened: not on Windows."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def verify(path):
-    """Raise ValueError unless every byte of a checkpoint is as it was written.
-
-    A file without our seal, saved by torch.save elsewhere, is held against its zip checksums only.
-    """
-    try:
-        with open(path, "rb") as f:
-            size = os.fstat(f.fileno()).st_size
-            f.seek(max(0, size - len(TAG) - DIGEST_BYTES))
-            comment = f.read()
-            tag, digest = comment[:-DIGEST_BYTES], comment[-DIGEST_BYTES:]
-            f.seek(0)
-            if tag == TAG:
-                good = hash_blocks(path, size - len(comment)) == digest
-            elif tag.endswith(OLD_TAG):
-                good = hash_stream(f, size - len(OLD_TAG) - DIGEST_BYTES).encode() == digest
-            else:
-                with zipfile.ZipFile(f) as archive:
-                    good = comment.endswith(b"\0\0") and archive.testzip() is None  # ends in "no comment"
-    except Exception as error:  # zipfile raises half a dozen kinds
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not good:
-        raise ValueError(f"{path} is damaged: its bytes are not those that were written")
-
-
-def digest_in(path):
-    """The digest that a sealed file carries."""
-    with open(path, "rb") as f:
-        f.seek(-DIGEST_BYTES, os.SEEK_END)
-        return f.read().decode()
-
-
 def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
     """Verify one checkpoint and read it to the CPU; ValueError if it is missing, damaged, or holds more than data.
 
@@ -382,8 +248,8 @@ def load(path, mmap=False, ranks=ALONE, parts=IN_SHARDS):
 def read_whole(path, mmap, ranks):
     """See `load`, of a file."""
     if not mmap:
-        verify(path)
-    state = read_file(path, mmap or ranks.shard_size > 1)
+        sealed.verify(path)
+    state = sealed.read_file(path, mmap or ranks.shard_size > 1)
     if ranks.shard_size > 1 and isinstance(state, dict):
         state |= {part: joined([state[part]], ranks, {}) for part in IN_SHARDS if part in state}
     return state
@@ -393,26 +259,12 @@ def read_shards(path, mmap, ranks, parts):
     """See `load`, of a folder of shards."""
     if not mmap:
         verify_shards(path, ranks)
-    state = read_file(path / MANIFEST)
+    state = sealed.read_file(path / MANIFEST)
     for part in parts:
-        shards = [read_file(path / f"{part}_{i:05d}.pt", mmap=True) for i in range(state["shards"])]
+        shards = [sealed.read_file(path / f"{part}_{i:05d}.pt", mmap=True) for i in range(state["shards"])]
         state[part] = joined(shards, ranks, {}, shapes_only=mmap)
     del state["shards"], state["files"]
     return state
-
-
-def read_file(path, mmap=False):
-    """What torch.save wrote, on the CPU; ValueError if it cannot be read, or holds more than data."""
-    try:
-        mmap = mmap and str(path).isascii()  # torch maps no file whose name the locale cannot spell
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # whatever the file provokes in the unpickler
-        reason = "it is not a whole file of torch.save"
-        if isinstance(error, OSError) and error.filename:  # it could not be opened
-            reason = error.strerror
-        elif isinstance(error, pickle.UnpicklingError):
-            reason = "it holds more than plain data"
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from error
 
 
 def verify_shards(path, ranks):
@@ -420,13 +272,13 @@ def verify_shards(path, ranks):
 
     Every rank looks at the manifest, and at its share of the files.
     """
-    verify(path / MANIFEST)
-    files = read_file(path / MANIFEST).get("files")
+    sealed.verify(path / MANIFEST)
+    files = sealed.read_file(path / MANIFEST).get("files")
     if not isinstance(files, dict):
         raise ValueError(f"{path / MANIFEST} cannot be read as a checkpoint: it names no files")
     for name in list(files)[ranks.rank :: ranks.world_size]:
-        verify(path / name)
-        if digest_in(path / name) != files[name]:
+        sealed.verify(path / name)
+        if sealed.digest_in(path / name) != files[name]:
             raise ValueError(f"{path / name} is of another checkpoint than the manifest beside it")
 
 

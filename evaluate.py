@@ -29,6 +29,7 @@ from tqdm import tqdm
 import averaging
 import checkpoint
 import optim
+import sealed
 from config import Mistake, Parser, from_record, main, mistakes, to_record, whole
 from data import ValSet, check_tokenizer, val_datasets
 from devices import autocast, choose_device, use_bf16
@@ -232,7 +233,7 @@ def evaluate_merge(args, task, paths):
         last["optimizer"] = optim.from_final(last["optimizer"])
         last["merged"] = {"paths": [str(path) for path in paths], "weights": weights}
         last["progress"] |= {"losses": None, "train_loss": None}
-        checkpoint.write(Path(args.out), last)
+        sealed.write(Path(args.out), last)
         task.info["saved"] = args.out
 
 

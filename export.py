@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import sync_folder, written
 from config import Mistake, Parser, main, names, whole
 from evaluate import AVERAGED, NEEDED, averages_of, build_model, named, read
 from from_hf import import_folder, weight_names
 from sample import file_hash
+from sealed import sync_folder, written
 from train import Config
 from vocab import EOT, EXPORTED, TOKENIZER_FILES, TOKENIZERS, find_tokenizer, read_json, tokenizer_json
 

@@ -10,7 +10,7 @@ import shlex
 
 import torch
 
-import checkpoint
+import sealed
 from config import Mistake, check_values, mistakes, to_record
 from model import Llama, Shape, load_weights, mlp_width
 from start import FORMAT, Progress
@@ -158,6 +158,6 @@ def import_folder(folder, out, seq_len=None):
     state |= {"data": {"history": [], "sha256": {}, "tokenizer": tokenizer_name(folder)}, "config": to_record(config)}
     state |= {"imported": {"path": str(folder)}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(out, state)
+    sealed.write(out, state)
     given = [f"--{name}={value}" for name, value in options.items() if value != getattr(Config, name)]
     print(f"{out} is whole: python train.py --init_from={shlex.quote(str(out))} {' '.join(given)} --dataset=NAME")

@@ -26,11 +26,12 @@ import torch
 from tqdm import tqdm
 
 from bins import NAME, SHARDS, check_settings, join, locked, report, save_shard, scan, write_meta
-from checkpoint import MANIFEST, hash_stream
+from checkpoint import MANIFEST
 from config import Mistake, Parser, main, number, token_count, whole
 from data import hash64, token_dtype
 from devices import autocast, choose_device, use_bf16
 from evaluate import AVERAGED, NEEDED, build_model, named, read
+from sealed import hash_stream
 from tables import refuse_twice
 from vocab import TOKENIZERS, encoder, find_tokenizer
 

@@ -50,11 +50,11 @@ from tqdm import tqdm
 import planner
 import scaling
 import schedules
-from checkpoint import written
 from config import Mistake, Parser, load, main, mistakes, whole
 from data import dataset_of, parse_mix, read_meta, within_limit
 from parallel import shard_size_of
 from planner import check_folder, disk, flags_of, flops_per_step, options_of_result, plan, read_study, trained
+from sealed import written
 from tables import AVERAGES, averaged, grouped, labels, print_table, read_results, settings, to_csv, val_sets
 from tracking import clock, is_locked
 from train import Config, make_schedule, train

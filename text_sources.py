@@ -26,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from checkpoint import hash_stream
 from config import Mistake
+from sealed import hash_stream
 
 HUB_NAMES = {"slimpajama-6b": ("DKYoon/SlimPajama-6B", "b5f90f419b7489cdba26fdbc8c022fcb5562f968")}  # name, commit
 LIBRARIES = ("matplotlib", "numpy", "pandas", "scipy", "sympy", "torch")  # each is there with our requirements

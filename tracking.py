@@ -20,8 +20,8 @@ import time
 import uuid
 from pathlib import Path
 
-from checkpoint import written
 from config import HERE, Mistake
+from sealed import written
 
 try:
     import fcntl

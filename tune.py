@@ -34,11 +34,11 @@ from pathlib import Path
 import torch
 
 import study
-from checkpoint import written
 from config import Mistake, from_record, main, parse, run_file
 from config import option as field
 from data import val_datasets
 from planner import check_folder, name_part, options_of_result, plan, read_flags, read_value, take_name_and_base
+from sealed import written
 from tables import in_words, print_table, read_results, span
 from tracking import read_json
 from train import Config, check, make_averages

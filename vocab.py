@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import written
 from config import Mistake
 from data import first_dataset
+from sealed import written
 
 GPT2_SHA256 = {  # of GPT-2's files; tiktoken pins the same
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",

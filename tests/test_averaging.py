@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import averaging
-import checkpoint
 import schedules
+import sealed
 from averaging import EMA, MERGE_SHAPES, Span, WindowAverage, merge, merge_weights, swapped
 from model import Llama, Shape
 
@@ -91,7 +91,7 @@ def same(a, b):
 
 def through_disk(state):
     """A state as a checkpoint gives it back: by way of a file, and read as plain data only."""
-    assert checkpoint.unsafe(state) is None
+    assert sealed.unsafe(state) is None
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Tests of checkpoint.py: what is saved comes back; what is damaged is noticed; what is whole is never lost.
+"""Tests of checkpoint.py and sealed.py: what is saved comes back, damage is noticed, what is whole is never lost.
 
 python -m pytest tests/test_checkpoint.py
 """
@@ -17,8 +17,9 @@ from unittest import mock
 import pytest
 import torch
 
-import checkpoint
-from checkpoint import list_steps, load, load_latest, meant, path_of, save, try_save, verify
+import sealed
+from checkpoint import list_steps, load, load_latest, meant, path_of, save, try_save
+from sealed import verify
 
 torch.set_num_threads(1)
 
@@ -120,13 +121,13 @@ def seal_as_before(path):
     path.write_bytes(raw + f"sha256:{hashlib.sha256(raw).hexdigest()}".encode())
 
 
-@pytest.mark.parametrize("sealed", ["in one block", "in many blocks", "as before"])
-def test_a_flip_in_any_byte(sealed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["in one block", "in many blocks", "as before"])
+def test_a_flip_in_any_byte(kind, tmp_path, monkeypatch):
     path, state, parsed, rng = tmp_path / "x.pt", {"w": torch.ones(3), "step": 1}, [], random.Random(0)
-    if sealed == "in many blocks":
-        monkeypatch.setattr(checkpoint, "BLOCK_BYTES", 500)
+    if kind == "in many blocks":
+        monkeypatch.setattr(sealed, "BLOCK_BYTES", 500)
     torch.save(state, path)
-    seal_as_before(path) if sealed == "as before" else checkpoint.seal(path)
+    seal_as_before(path) if kind == "as before" else sealed.seal(path)
     assert same(load(path), state)
     raw = path.read_bytes()
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: parsed.append(args))
@@ -197,7 +198,7 @@ def test_no_code_of_a_file_runs(kind, folder, tmp_path):
     else:
         torch.save({"model": Evil(marker)}, path)
         if kind == "sealed zip":
-            checkpoint.seal(path)
+            sealed.seal(path)
             verify(path)
     with pytest.raises(ValueError, match=path.name) as caught:
         load(path)
@@ -288,13 +289,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path, synced = tmp_path / "x.json", []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
-    with checkpoint.written(path) as file:
+    with sealed.written(path) as file:
         file.write(b"old")
         assert not path.exists()
     assert path.read_bytes() == b"old" and synced == [str(tmp_path / ".x.json.tmp"), str(tmp_path)]
     full, ours = OSError(28, "No space left on device"), OSError("our own words")
     for error, words in ((full, f"[Errno 28] No space left on device: '{path}'"), (ours, "our own words")):
-        with pytest.raises(OSError) as caught, checkpoint.written(path) as file:
+        with pytest.raises(OSError) as caught, sealed.written(path) as file:
             file.write(b"new")
             raise error
         assert str(caught.value) == words
@@ -312,8 +313,8 @@ def test_a_failed_save_changes_nothing(fault, step, folder, monkeypatch):
         if fault == "torch.save":
             patch.setattr(torch, "save", fail)
         elif fault == "bad disk":
-            seal = checkpoint.seal
-            patch.setattr(checkpoint, "seal", lambda path: (seal(path), damage(path)))
+            seal = sealed.seal
+            patch.setattr(sealed, "seal", lambda path: (seal(path), damage(path)))
         elif fault == "first os.fsync":  # a second one after it says that all is well
             patch.setattr(os, "fsync", mock.Mock(side_effect=[OSError(5, "Input/output error"), None, None]))
         elif fault != "file size limit":

@@ -40,6 +40,7 @@ import evaluate
 import export
 import prepare_data
 import sample
+import sealed
 import text_sources
 import tracking
 from config import main
@@ -609,7 +610,7 @@ def test_flipped_bit_goes_unnoticed_without_verifying(lab, halfway, whole, monke
 
 
 def no_verify():
-    checkpoint.verify = lambda path: None
+    sealed.verify = lambda path: None
 
 
 def test_with_no_good_checkpoint_it_stops_and_touches_nothing(lab, halfway):
@@ -635,7 +636,7 @@ def test_code_in_a_checkpoint_is_not_run(lab):
     marker, evil = lab.path / "marker", lab.path / "runs/own/ckpt/step_00000002.pt"
     evil.parent.mkdir(parents=True)
     torch.save({"format": FORMAT, "model": Evil(marker)}, evil)
-    checkpoint.seal(evil)
+    sealed.seal(evil)
     for name in ("own", "branch"):
         assert lab.run(name, init_from=str(evil)) == 1 and "error: " in lab.said(name).splitlines()[-1]
         assert not marker.exists()
@@ -867,7 +868,7 @@ def test_no_rank_ends_before_the_checkpoint_is_written(lab):
     stopped = functools.partial(
         on_rank, 0, at("train.optim.set_lr", 6, functools.partial(raise_signal, lab.path / "sent", 15))
     )
-    slow = functools.partial(on_rank, 0, at("checkpoint.write", 1, slowly))
+    slow = functools.partial(on_rank, 0, at("sealed.write", 1, slowly))
     processes = lab.start("run", stopped, slow, ranks=2, save_every=0)
     assert ends(processes[1:]) == 143 and lab.step("run") == 6  # it is there when the other rank has ended
     assert ends(processes) == [143, 143]
@@ -1177,10 +1178,10 @@ SHARD_POINTS = [
     (1, "torch.save", 1, half_written, None),
     (0, "torch.save", 2, half_written, None),
     (1, "os.fsync", 2, die, None),
-    (1, "checkpoint.write", 3, None, die),
+    (1, "sealed.write", 3, None, die),
     (0, "torch.save", 4, half_written, None),  # the manifest
-    (0, "checkpoint.write", 4, None, die),
-    (0, "checkpoint.sync_folder", 5, die, None),  # renamed from here on
+    (0, "sealed.write", 4, None, die),
+    (0, "sealed.sync_folder", 5, die, None),  # renamed from here on
     (0, "checkpoint.prune", 1, die, None),
     (1, "checkpoint.save", 1, None, die),
 ]

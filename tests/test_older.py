@@ -15,6 +15,7 @@ import pytest
 from conftest import ENV, HERE
 
 import checkpoint
+import sealed
 
 MODEL = "--dataset=text-bytes --seq_len=32 --global_batch_size=4 --micro_batch_size=2 --n_layer=1 --n_head=1 --n_embd=4"
 SETTINGS = "--lr=1e-2 --total_steps=16 --warmup_steps=2 --cooldown_frac=0.25 --ema_half_life=3.0 --device=cpu"
@@ -106,12 +107,12 @@ def test_an_option_that_mattered_and_is_gone_is_an_error(old):
     path = old / "runs/run/ckpt/step_00000012.pt"
     state = checkpoint.load(path)
     state["config"] |= {"twist": 2}
-    checkpoint.write(path, state)
+    sealed.write(path, state)
     status, said = start(HERE, old, RUN)
     assert status == 0 and "twist=2 is no option here" in said, said  # it is not said that it mattered
     state["config"] |= {"not_default": ["twist"]}
     shutil.rmtree(old / "runs/run")
     shutil.copytree(HERE / "tests/fixtures/runs/run", old / "runs/run")
-    checkpoint.write(path, state)
+    sealed.write(path, state)
     status, said = start(HERE, old, RUN)
     assert status == 1 and "was made with twist=2, an option that this code does not have" in said, said

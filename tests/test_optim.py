@@ -17,6 +17,7 @@ import optim
 import parallel
 import planner
 import scaling
+import sealed
 import train as trainer
 from config import Mistake
 from model import Llama, Shape, shape_of
@@ -683,7 +684,7 @@ def test_schedule_free_refuses_what_it_cannot_do(free, run, tmp_path, capsys):
     with pytest.raises(Mistake, match="beta1=0: schedule_free"):
         run("mistake", **options, beta1=0.0)
     slim = tmp_path / "slim.pt"
-    checkpoint.write(slim, checkpoint.load(free[1]) | {"optimizer": None})
+    sealed.write(slim, checkpoint.load(free[1]) | {"optimizer": None})
     with pytest.raises(Mistake, match="slim.pt: its weights are made from the state of schedule_free"):
         rows(capsys, slim)
 

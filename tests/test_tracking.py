@@ -52,7 +52,7 @@ def test_folder_of_a_run(start, tmp_path, monkeypatch):
     assert lines_of(run / "log.jsonl") == [{"step": 1, "train_loss": 2.5}]  # readable while the run goes on
     assert json.loads((run / "config.json").read_text()) == CONFIG | {"save_at": [1, 2]}
     code = {p.name for p in (run / "code").iterdir()}
-    assert code >= {"tracking.py", "checkpoint.py", "config.py"} and "study.py" not in code  # what is used, no more
+    assert code >= {"tracking.py", "sealed.py", "config.py"} and "study.py" not in code  # what is used, no more
     assert (run / "code" / "tracking.py").read_bytes() == (HERE / "tracking.py").read_bytes()
     folder.finish({"val_loss": 2.0})
     assert json.loads((run / "result.json").read_text()) == {"val_loss": 2.0}

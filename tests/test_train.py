@@ -18,6 +18,7 @@ import evaluate
 import parallel
 import planner
 import schedules
+import sealed
 import train as trainer
 from model import Llama
 from train import Config
@@ -397,10 +398,10 @@ def test_a_merged_checkpoint_says_what_it_is(run, tmp_path, capsys):
     run("trunk", save_at=(40,))
     path = tmp_path / "runs/trunk/ckpt/step_00000040.pt"
     merged = checkpoint.load(path) | {"merged": {"paths": ["a.pt", "b.pt"], "weights": [0.5, 0.5]}}
-    checkpoint.write(tmp_path / "merged.pt", merged)
+    sealed.write(tmp_path / "merged.pt", merged)
     run("branch", init_from=str(tmp_path / "merged.pt"), stop_at=45)
     assert "merged: its weights are of 2 checkpoints" in capsys.readouterr().out
-    checkpoint.write(tmp_path / "runs/branch/ckpt/step_00000050.pt", merged)
+    sealed.write(tmp_path / "runs/branch/ckpt/step_00000050.pt", merged)
     with pytest.raises(ValueError, match="was merged from others, and is not this run's own: move it away"):
         run("branch", init_from=str(tmp_path / "merged.pt"))
 
