@@ -24,6 +24,15 @@ data_limited: .venv/installed
 	$(RUN) study.py configs/distilled.py --jobs=2
 	$(RUN) limited.py runs/data_limited runs/distilled
 
+# Two curves of each seed, to which laws are fitted, and others, which they predict
+SEEDS = _seed0 _seed1 _seed2
+SEEN = $(foreach run,constant_lr0.004_total-steps6000 wsd_lr0.004_total-steps6000,\
+	$(addprefix results/far/$(run),$(SEEDS)))
+UNSEEN = $(foreach run,wsd_lr0.004_total-steps1500 wsd_lr0.004_total-steps3000 \
+	wsd_lr0.004_total-steps6000_cooldown-frac0.4 cosine_lr0.004_total-steps6000_final-lr-frac0.0 \
+	wsd_lr0.008_total-steps6000 cosine_lr0.008_total-steps6000_final-lr-frac0.0,\
+	$(addprefix --test=results/far/$(run),$(SEEDS)))
+
 # Every picture in results/, and what laws say, from the tables and logs beside it
 figures: .venv/installed
 	$(RUN) plot.py curves results/demo --from_step=120 --out=results/demo/curves.png
@@ -32,6 +41,8 @@ figures: .venv/installed
 	$(RUN) plot.py cooldown_length results/cooldown_length --out=results/cooldown_length/cooldown_length.png
 	$(RUN) plot.py cooldown_length results/lengths --only lr=0.008 cooldown_shape=1-sqrt \
 		--out=results/lengths/cooldown_length.png
+	$(RUN) -m laws annealing $(SEEN) $(UNSEEN) --draws=0 --json > results/far/annealing.json
+	$(RUN) -m laws multi_power $(SEEN) $(UNSEEN) --draws=0 --json > results/far/multi_power.json
 	$(RUN) plot.py mix results/cooldown_mix --out=results/cooldown_mix/mix.png
 	$(RUN) plot.py lr results/ladder --only schedule=onecycle,wsd --out=results/ladder/lr.png
 	$(RUN) plot.py averages results/ladder --out=results/ladder/averages.png

@@ -6,6 +6,7 @@
 from .cooldowns import cooldown_length, cooldown_shape, lr_sensitivity, tiny
 from .demo import demo
 from .elsewhere import overview
+from .far import far
 from .few_data import data_limited
 from .ladder import ladder
 from .lengths import lengths
@@ -19,6 +20,7 @@ STUDIES = (
     overview,
     ladder,
     lengths,
+    far,
     noise,
     demo,
     tiny,
