@@ -350,14 +350,15 @@ def check_tokenizer(state, path, dataset, meta):
     """Mistake unless the model of a checkpoint was trained on tokens of the kind that a dataset has.
 
     What an older checkpoint does not tell is not compared: its tokenizer's name, or how far its vocabulary was padded.
-    Of one tokenizer, named by its file, data may count all rows of a model as words, and the model only those in use.
+    Of one tokenizer one side may count all rows of the model as words, and the other only those in use.
     """
     name, size = meta["tokenizer"], meta["vocab_size"]
     known = state["data"].get("tokenizer")
     with mistakes(path):
         shape = shape_of(state)
     other = dataclasses.replace(shape, vocab_size=size)
-    by_rows = "shape" not in state or (known == name and name.startswith("tokenizer.json-"))
+    rows_counted = known == name and shape.padded_vocab in (size, shape.vocab_size)
+    by_rows = "shape" not in state or rows_counted
     fits = shape.padded_vocab == other.padded_vocab if by_rows else shape == other
     if known not in (None, name) or not fits:
         raise Mistake(

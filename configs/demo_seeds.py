@@ -1,9 +1,10 @@
-"""The runs of configs/demo.py with ten seeds, in fp32 and in bf16: does it show what it says on any machine?
+"""The runs of configs/demo.py with ten seeds, in fp32 and in bf16: does it show what it says, whatever the seed?
 
     python prepare_data.py stdlib --tokenizer=bytes
     python study.py configs/demo_seeds.py --jobs=2
 
-It does: with every seed the cooldowns end 0.05 to 0.16 below the cosines. See "The demo" in results/README.md.
+It does, on one kind of CPU and with one thread: all cooldowns end 0.05 to 0.16 below their cosines. See "The demo" in
+results/README.md.
 """
 
 base = "configs/quiet.py"

@@ -1,9 +1,13 @@
 """A trunk used ten times as far as its peak was tuned for, next to cosines of the full length.
 
-python prepare_data.py packages --tokenizer=bytes
-python study.py configs/far.py --jobs=2
+    python prepare_data.py packages --tokenizer=bytes
+    python study.py configs/far.py --jobs=2
 
 It took 83 minutes of training on one thread each. The peak tuned for 600 steps costs 0.004 ± 0.006 at 6,000.
+
+For the merges of results/far/merges.json the last part of each constant run of 4e-3 was trained again, from the study's
+checkpoint at step 4,801 (in runs/far/shared) with --save_at=4860,4920,...,6000, and the last 5, 10 and 20 of these
+merged: `python evaluate.py --merge CHECKPOINTS --weights=1-sqrt --tokens=131072 --json`, and --weights=linear.
 """
 
 base = "configs/quiet.py"

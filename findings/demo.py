@@ -1,43 +1,49 @@
-"""The demo, and whether it shows what it says with other seeds and in other arithmetic."""
+"""The demo, and whether it shows what it says with other seeds and in bf16."""
 
 import numpy as np
 
-from tables import over_seeds, read_log, where
+from tables import over_seeds, where
 
-from .text import FOLDER, WORDS, Study, cost, counted, gap, listed, load, ratios, read, size, updates
+from .text import (
+    WORDS,
+    Study,
+    cost,
+    counted,
+    evaluations,
+    gap,
+    listed,
+    load,
+    ratios,
+    read,
+    share_of_gain,
+    size,
+    updates,
+)
 
 LENGTHS = (300, 600, 900)
 AVERAGES = ("window", "ema")
-KINDS = {  # of arithmetic: (study, dtype)
-    "fp32": ("demo_seeds", "float32"),
-    "bf16": ("demo_seeds", "bfloat16"),
-}
-
-
-def on_the_way(study, rows, y):
-    """{steps: losses over seeds} of the constant runs of a study in results/, from their logs."""
-    names = [row["name"] for row in sorted(where(rows, schedule="constant"), key=lambda row: row["seed"])]
-    logs = [{line["step"]: line for line in read_log(FOLDER / study / name)[1]} for name in names]
-    return {n: np.array([log[n][y] for log in logs]) for n in LENGTHS}
+KINDS = {"fp32": "float32", "bf16": "bfloat16"}  # of arithmetic
 
 
 def losses_of(study, rows):
-    """{name of a line: {steps: losses over seeds}}"""
+    """{name of a line: {steps: losses over seeds}}; of the constant runs they are on the way."""
     ends = {
         name: {n: over_seeds(rows, total_steps=n, schedule=schedule) for n in LENGTHS}
         for name, schedule in (("cosine", "onecycle"), ("cooldown", "wsd"))
     }
-    ends["constant"] = on_the_way(study, rows, "val_loss")
-    return ends | {name: on_the_way(study, rows, f"val_loss_{name}") for name in AVERAGES}
+    logs, columns = evaluations(study, rows, schedule="constant"), {"constant": "val_loss"}
+    columns |= {name: f"val_loss_{name}" for name in AVERAGES}
+    return ends | {
+        name: {n: np.array([log[n][column] for log in logs]) for n in LENGTHS} for name, column in columns.items()
+    }
 
 
 def outcomes():
     """(table of the demo's outcomes over seeds and kinds of arithmetic, all differences in a dict)"""
-    table, found = [["arithmetic", "seeds", "steps"]], {}
+    rows, table, found = read("demo_seeds"), [["arithmetic", "seeds", "steps"]], {}
     table[0] += ["cooldown minus cosine", "most", "window minus constant", "most", "EMA minus constant", "most"]
-    for kind, (study, dtype) in KINDS.items():
-        rows = where(read(study), dtype=dtype)
-        losses = losses_of(study, rows)
+    for kind, dtype in KINDS.items():
+        losses = losses_of("demo_seeds", where(rows, dtype=dtype))
         for n in LENGTHS:
             minus = {"cooldown": losses["cooldown"][n] - losses["cosine"][n]}
             minus |= {name: losses[name][n] - losses["constant"][n] for name in AVERAGES}
@@ -65,9 +71,7 @@ def demo():
         ("window minus constant", "window", "constant"),
     ):
         table.append([name, *(gap(losses[a][k] - losses[b][k]) for k in LENGTHS), ""])
-    gained = [np.mean(losses["constant"][n] - losses["window"][n]) for n in LENGTHS]
-    whole = [np.mean(losses["constant"][n] - losses["cooldown"][n]) for n in LENGTHS]
-    shares = [f"{100 * a / b:.0f}%" for a, b in zip(gained, whole, strict=True)]
+    shares = [share_of_gain(*(losses[line][n] for line in ("constant", "window", "cooldown"))) for n in LENGTHS]
     line = {row["t"]: f"{row['val_loss']:.3f}" for row in load("demo/interpolation.json")["rows"]}
     alone = f"{updates(rows, alone=True):,}"
     seeds, minus = outcomes()

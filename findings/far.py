@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tables import over_seeds, read_log, where
+from tables import over_seeds
 
-from .text import FOLDER, Study, cost, gap, listed, load, power, read, size, spread, values
+from .lengths import NAMES, at_peaks, best_of
+from .text import Study, cost, evaluations, gap, listed, load, power, read, share_of_gain, size, spread
 
 FAR = 6000
 LENGTHS = (600, 1500, 3000, FAR)
-COOLDOWN = dict(schedule="wsd", cooldown_shape="1-sqrt", cooldown_frac=0.2)
-OTHERS = {"cosine to zero": dict(schedule="cosine", final_lr_frac=0.0)}
+COOLDOWN = NAMES["cooldown, 1-sqrt"]
 
 
 def trunks(rows):
@@ -25,28 +25,15 @@ def trunks(rows):
 
 
 def schedules(rows):
-    """(table, {name: {peak: losses}}): cooldowns and cosines over the whole length."""
-    runs = where(rows, total_steps=FAR)
-    found = {
-        "cooldown, 1-sqrt": {lr: over_seeds(runs, lr=lr, **COOLDOWN) for lr in values(where(runs, **COOLDOWN), "lr")}
-    }
-    for name, wanted in OTHERS.items():
-        here = where(runs, **wanted)
-        found[name] = {lr: over_seeds(here, lr=lr) for lr in values(here, "lr")}
+    """(table, {name: losses at its best peak}): cooldowns and cosines over the whole length."""
+    found = at_peaks(rows, FAR, ("cooldown, 1-sqrt", "cosine to zero"))
+    best = {name: best_of(peaks)[1] for name, peaks in found.items()}
     peaks = sorted({lr for at in found.values() for lr in at})
     table = [["schedule", *map(power, peaks), "its best minus the best cooldown"]]
-    best = {name: min(at.values(), key=np.mean) for name, at in found.items()}
     for name, at in found.items():
         minus = "" if name == "cooldown, 1-sqrt" else gap(best[name] - best["cooldown, 1-sqrt"])
         table.append([name, *(spread(at[lr]) if lr in at else "" for lr in peaks), minus])
-    return table, found, best
-
-
-def constants(rows, lr=0.004):
-    """The evaluations of the constant runs, by seed: {step: its line} each."""
-    runs = sorted(where(rows, schedule="constant", lr=lr), key=lambda row: row["seed"])
-    logs = [read_log(FOLDER / "far" / row["name"])[1] for row in runs]
-    return [{line["step"]: line for line in log} for log in logs]
+    return table, best
 
 
 def merges(rows):
@@ -54,7 +41,7 @@ def merges(rows):
     merged = {}
     for row in sorted(load("far/merges.json")["rows"], key=lambda row: row["seed"]):
         merged.setdefault((row["distance"], row["weights"]), []).append(row["val_loss"])
-    last = np.array([log[FAR]["val_loss"] for log in constants(rows)])
+    last = over_seeds(rows, lr=0.004, schedule="constant")
     head = ["over the last", "cooldown, 1-sqrt", "merge as linear", "as 1-sqrt", "best merge minus cooldown"]
     table, shares = [[*head, "its share of the gain"]], {}
     for distance in sorted({distance for distance, _ in merged}):
@@ -62,21 +49,21 @@ def merges(rows):
         cooled = over_seeds(rows, lr=0.004, total_steps=FAR, **wanted)
         kinds = [np.array(merged[distance, weights]) for weights in ("linear", "1-sqrt")]
         best = min(kinds, key=np.mean)
-        shares[distance] = 100 * np.mean(last - best) / np.mean(last - cooled)
-        cells = [spread(cooled), *map(spread, kinds), gap(best - cooled), f"{shares[distance]:.0f}%"]
+        shares[distance] = share_of_gain(last, best, cooled)
+        cells = [spread(cooled), *map(spread, kinds), gap(best - cooled), shares[distance]]
         table.append([f"{distance:,} steps", *cells])
     return table, shares
 
 
 def averages(rows):
     """(table, {steps: the window's share of the cooldown's gain}) on the trunk of 4e-3, where it was evaluated."""
-    logs, shares = constants(rows), {}
+    logs, shares = evaluations("far", rows, schedule="constant", lr=0.004), {}
     at = [n for n in LENGTHS if all(n in log for log in logs)]
     table = [["", *(f"{n:,} steps" for n in at)], ["constant"], ["window of 60 steps"], ["its share of the gain"]]
     for n in at:
         raw, window = (np.array([log[n][y] for log in logs]) for y in ("val_loss", "val_loss_window"))
         cooled = over_seeds(rows, lr=0.004, total_steps=n, **COOLDOWN)
-        shares[n] = f"{100 * np.mean(raw - window) / np.mean(raw - cooled):.0f}%"
+        shares[n] = share_of_gain(raw, window, cooled)
         for row, cell in zip(table[1:], (spread(raw), spread(window), shares[n]), strict=True):
             row.append(cell)
     return table, shares
@@ -84,8 +71,7 @@ def averages(rows):
 
 def label(row):
     """cooldown over 40%, 6,000 steps, 4e-3"""
-    kind = f"cooldown over {row['cooldown_frac']:.0%}" if row["schedule"] == "wsd" else None
-    kind = kind or next(name for name, wanted in OTHERS.items() if wanted.items() <= row.items())
+    kind = f"cooldown over {row['cooldown_frac']:.0%}" if row["schedule"] == "wsd" else "cosine to zero"
     return f"{kind}, {row['total_steps']:,.0f} steps, {power(row['lr'])}"
 
 
@@ -114,11 +100,11 @@ def laws(rows):
 def far():
     rows = read("far")
     first, cooldowns = trunks(rows)
-    second, _, best = schedules(rows)
+    second, best = schedules(rows)
     merge_table, merged = merges(rows)
     average_table, shown = averages(rows)
     law_table, errors = laws(rows)
-    price = gap(cooldowns[0.008][FAR] - cooldowns[0.004][FAR])
+    price = cooldowns[0.008][FAR] - cooldowns[0.004][FAR]
     cosine = best["cosine to zero"] - best["cooldown, 1-sqrt"]
     longer = over_seeds(rows, lr=0.004, total_steps=FAR, **COOLDOWN | dict(cooldown_frac=0.4))
     most = max(round(row["tokens"] / row["n_params"]) for row in rows)
@@ -126,10 +112,10 @@ def far():
     phrases = [
         f"{size(rows[0]['n_params'])} parameters, up to {most} tokens per parameter",
         cost(rows),
-        f"costs {price} at {FAR:,} steps",
+        f"costs {gap(price)} at {FAR:,} steps",
         f"cosine minus cooldown is {gap(cosine)}; {late}",
         f"The window shows {listed(shown.values())} of the gain",
-        f"the best merge {listed([f'{share:.0f}%' for share in merged.values()])}",
+        f"the best merge {listed(merged.values())}",
         f"The mean error of a final loss is {errors['annealing'].same:.3f} and {errors['multi_power'].same:.3f}",
         f"to {errors['annealing'].other:.3f} and {errors['multi_power'].other:.3f} at another peak",
     ]
@@ -140,9 +126,15 @@ def far():
         "far_merges": merge_table,
         "far_laws": law_table,
     }
-    answer = f"nearly: its cooldown at {FAR:,} steps is {price} from that of the better peak"
+    answer = f"nearly: its cooldown at {FAR:,} steps is {gap(price)} from that of the better peak"
     claims = [
         ("Does a trunk last ten times as long as its peak was tuned for?", answer, "trunks of up to 200,000 steps"),
         ("Is it still as good as a cosine then?", f"cosine to zero minus cooldown is {gap(cosine)}; {late}", "equal"),
     ]
-    return Study("far", "A trunk used ten times as far", "study.py configs/far.py", rows, phrases, tables, claims)
+    readme = [
+        f"a peak tuned for 600 steps costs {gap(price, '.3f')} at {FAR:,} steps",
+        f"cosine to zero is {gap(-cosine, '.3f')} ahead of a cooldown over 20%, and level with one over 40%",
+    ]
+    return Study(
+        "far", "A trunk used ten times as far", "study.py configs/far.py", rows, phrases, tables, claims, readme
+    )

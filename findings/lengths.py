@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from tables import over_seeds, read_log, where
+from tables import over_seeds, where
 
-from .text import FOLDER, Study, bold, cost, gap, listed, power, read, size, spread, values
+from .text import Study, bold, cost, evaluations, gap, listed, power, read, size, spread, values
 
 STEPS = (300, 600, 2400)
 NAMES = {
@@ -15,11 +15,11 @@ NAMES = {
 }
 
 
-def at_peaks(rows, n):
+def at_peaks(rows, n, names=NAMES):
     """{schedule: {peak: losses over seeds}} of runs of n steps."""
     found = {}
-    for name, wanted in NAMES.items():
-        runs = where(rows, total_steps=n, **wanted)
+    for name in names:
+        runs = where(rows, total_steps=n, **NAMES[name])
         found[name] = {lr: over_seeds(runs, lr=lr) for lr in values(runs, "lr")}
     return found
 
@@ -98,12 +98,11 @@ def averages(rows, best):
 
 def cycles(rows):
     """WSD-S, and what a trunk and three cooldowns reach with as many updates in all."""
-    runs = where(rows, schedule="wsd_s")
-    logs = [{line["step"]: line["val_loss"] for line in read_log(FOLDER / "lengths" / run["name"])[1]} for run in runs]
+    logs = evaluations("lengths", rows, schedule="wsd_s")
     linear = where(rows, lr=0.008, schedule="wsd", cooldown_shape="linear")
     table = [["", "first", "second", "third", "updates in all"]]
     ends, lengths = (600, 1200, 2400), (522, 1044, 2088)
-    cycle = [np.array([log[end] for log in logs]) for end in ends]
+    cycle = [np.array([log[end]["val_loss"] for log in logs]) for end in ends]
     branch = [over_seeds(linear, total_steps=n) for n in lengths]
     table.append(["steps of the cycles", *(f"{end:,}" for end in ends), f"{ends[-1]:,}"])
     table.append(["WSD-S", *map(spread, cycle), ""])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tables import CELL, at_best, grouped, mean_error, read_results, settings, std, where
+from tables import CELL, at_best, grouped, mean_error, read_log, read_results, settings, std, where
 
 FOLDER = Path(__file__).parents[1] / "results"
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -38,6 +38,12 @@ def load(path):
     return json.loads((FOLDER / path).read_text(encoding="utf-8"))
 
 
+def evaluations(study, rows, **wanted):
+    """Of the runs in results/ that have these values the evaluations, by seed: {step: the line of the log} each."""
+    runs = sorted(where(rows, **wanted), key=lambda row: row["seed"])
+    return [{line["step"]: line for line in read_log(FOLDER / study / row["name"])[1]} for row in runs]
+
+
 def spread(losses):
     """1.598 ± 0.023: mean and standard deviation over seeds."""
     return f"{np.mean(losses):.3f} ± {std(losses):.3f}"
@@ -47,6 +53,11 @@ def gap(differences, form="+.3f"):
     """-0.118 ± 0.016: mean of differences, seed by seed, and its standard error."""
     mean, error = mean_error(differences)
     return f"{mean:{form}} ± {error:{form.removeprefix('+')}}"
+
+
+def share_of_gain(constant, average, cooldown):
+    """52%: how much of what a cooldown gains over the constant run an average shows; of losses over seeds."""
+    return f"{100 * np.mean(constant - average) / np.mean(constant - cooldown):.0f}%"
 
 
 def listed(items):

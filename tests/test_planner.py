@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import HERE
 
 import scaling
 from model import Shape
@@ -60,6 +61,13 @@ def test_lists_expand_to_their_product(study):
     assert runs["lr0.001_seed0"].name == "some/lr0.001_seed0"
     name, runs = study("name = 'mine'\nlr = 1e-3\ntotal_steps = 500")
     assert name == "mine" and runs["run"].name == "mine/run"
+
+
+def test_the_demo_with_more_seeds_has_the_runs_of_the_demo():
+    """Their options stand in both configs: a change of one alone is noticed."""
+    few, more = (read_study(HERE / "configs" / f"{name}.py")[1] for name in ("demo", "demo_seeds"))
+    plain = [dataclasses.replace(config, name="") for config in more.values()]
+    assert len(few) == 21 and all(dataclasses.replace(config, name="") in plain for config in few.values())
 
 
 def test_grids_stand_side_by_side_on_top_of_the_rest(study):

@@ -116,6 +116,17 @@ def test_curves_say_in_words_what_the_runs_are(tmp_path, figure):
     assert steps == [0, 5, 10]
 
 
+def test_averages_are_those_of_the_constant_run_wherever_it_stands(tmp_path, figure):
+    runs = [write_run(tmp_path / name, 0.1 * i, schedule=name) for i, name in enumerate(("onecycle", "constant"))]
+    assert legend_of(figure("curves", *runs)) == ["constant", "constant, window", "cosine (OneCycle)"]
+
+
+def test_the_learning_rate_of_a_branch_begins_where_it_leaves_its_trunk():
+    thinned = [{"step": step, "lr": lr} for step, lr in ((10, 1.0), (20, 1.0), (40, 0.5), (50, 0.2))]  # 30 is left out
+    assert runs.rates_of(thinned, start=30) == [(20, 1.0), (40, 0.5), (50, 0.2)]
+    assert runs.rates_of(thinned, start=0) == [(10, 1.0), (20, 1.0), (40, 0.5), (50, 0.2)]
+
+
 def test_curves_of_an_archive_know_the_runs_from_the_table(tmp_path, table, figure):
     rows = [row("onecycle", 3.0) | {"name": "x"}, row("cosine", 3.0) | {"name": "y"}, row("wsd", 3.0) | {"name": "z"}]
     table(rows)
