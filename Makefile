@@ -9,7 +9,6 @@ demo: .venv/installed
 	$(RUN) prepare_data.py stdlib --tokenizer=bytes
 	$(RUN) study.py configs/demo.py --jobs=2
 	$(RUN) plot.py curves runs/demo --from_step=120 --out=runs/demo/curves.png
-	$(RUN) plot.py averages runs/demo --out=runs/demo/averages.png
 	@echo "next: the figures above; runs/demo/results.csv; README.md for more studies and for runs of your own"
 	$(RUN) plot.py cost runs/demo --out=runs/demo/cost.png
 

@@ -33,7 +33,7 @@ GIVEN = (
     (README, None, PAPER, ["its runs of 1B and 8B"]),
     (README, None, CONFIG, ["1.1M parameters", "6B tokens"]),
     (README, None, "requirements.txt and pyproject.toml", ["the CPU build of torch 2.13.0", "with Python 3.11"]),
-    (README, None, MEASURED, ["at 458,000 tokens/s, measured over 16 steps"]),
+    (README, None, MEASURED, ["in 5.4 minutes on two cores", "at 458,000 tokens/s, measured over 16 steps"]),
     (README, None, MEASURED, ["1.9 hours for"]),
     (README, None, "how it works", ["trained from step 0", "from 1 to 0"]),
     (README, None, "tests/README.md", ["2, 4 or 8 ranks"]),
