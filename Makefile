@@ -80,7 +80,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 test-long: .venv/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long -s
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m long -s --timeout=0
 
 lint: .venv/installed
 	$(RUN) -m ruff check .

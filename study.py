@@ -61,6 +61,7 @@ from train import Config, make_schedule, train
 
 COLUMNS = "schedule total_steps lr warmup_steps seed".split()  # of results.csv, even if all runs have them in common
 POLL_S = 0.3  # between looks at the processes
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up before a fork
 WORKER = "--worker"  # what a study calls itself with, to have a process that trains
 
 
@@ -276,8 +277,8 @@ def end_with_us():
 
     That is for Linux. Elsewhere a worker ends with its segment, as nobody gives it another one.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    if PRCTL:
+        PRCTL(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 OWN_SESSION = {"start_new_session": True, "preexec_fn": end_with_us}  # Ctrl-C is for us to pass on

@@ -17,6 +17,7 @@ import checkpoint
 import planner
 from train import Config, train
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # `datasets` reports local files that it loads to a server, and may wait for it long
 HERE = Path(__file__).resolve().parent.parent  # the project's root
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # TEST_DEVICE=cuda runs these tests on a GPU, and what needs two on two
