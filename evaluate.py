@@ -36,7 +36,7 @@ from devices import autocast, choose_device, use_bf16
 from model import load_model, shape_of
 from parallel import chunk_losses
 from start import PARTS, check_state
-from tables import print_table, refuse_twice
+from tables import SHAPE, print_table, refuse_twice
 from train import Config
 from vocab import find_tokenizer
 
@@ -169,12 +169,19 @@ def val_folder(args, config):
     return Path(args.data_dir or config["data_dir"]) / name
 
 
+def run_of(config):
+    """What a figure of several tables calls the run of a checkpoint by: see tables.called."""
+    told = ("schedule", "cooldown_shape") if config["schedule"] == "wsd" else ("schedule",)
+    return {name: config[name] or SHAPE for name in told}
+
+
 def evaluate_each(args, task, paths):
     """Every checkpoint by itself."""
     for path in paths:
         state = read(path)
         merged = {"merged": len(state["merged"]["paths"])} if "merged" in state else {}
-        task.add(build_model(state, path, task.device), checkpoint=path, step=state["progress"]["step"], **merged)
+        told = {"step": state["progress"]["step"]} | (run_of(state["config"]) if args.tasks else {})
+        task.add(build_model(state, path, task.device), checkpoint=path, **told, **merged)
 
 
 def evaluate_average(args, task, paths):
@@ -183,7 +190,7 @@ def evaluate_average(args, task, paths):
     state = read(path, AVERAGED)
     names = averages_of(state, path, args.average)
     model = build_model(state, path, task.device)
-    at = {"step": state["progress"]["step"]} if args.tasks else {}  # several such tables make a figure
+    at = {"step": state["progress"]["step"]} | run_of(state["config"]) if args.tasks else {}
     task.add(model, average="raw weights", steps=1, **at)
     for name in names:
         with mistakes(path):

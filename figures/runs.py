@@ -176,38 +176,42 @@ def plot_interpolation(args):
 
 
 def name_row(row, where):
-    """(kind, label) of a row of evaluate.py --tasks: the run that its checkpoint is of, or an average of weights."""
-    if "checkpoint" in row:
-        run = Path(row["checkpoint"]).absolute().parent.parent
-        told = tables.read_settings(run) if run.is_dir() else {}
-        name = called(told) if "schedule" in told else run.name
+    """(kind, label) of a row of evaluate.py --tasks: an average of weights, or the run that its checkpoint is of."""
+    average = str(row.get("average", "raw weights"))
+    if average == "raw weights" and ("schedule" in row or "checkpoint" in row):
+        name = called(row) if "schedule" in row else Path(row["checkpoint"]).absolute().parent.parent.name
         return name, name
-    name = str(row.get("average", where))
     kinds = {"raw": "constant", "window": "val_loss_window", "ema": "val_loss_ema"}
-    kind = kinds.get(re.split("[ _]", name)[0], name)
+    kind = kinds.get(re.split("[ _]", average)[0], where)
     if kind == "val_loss_window":
-        name = tables.averaged(kind, [{"window_steps": row["steps"]}])
-    return kind, name.replace("ema", "EMA")
+        average = tables.averaged(kind, [{"window_steps": row["steps"]}])
+    return kind, average.replace("ema", "EMA")
 
 
 def plot_downstream(args):
-    """Error on tasks and loss over training, and one against the other: raw weights, averages, cooled runs."""
-    lines = {}
+    """Error on tasks and loss over training, and one against the other: raw weights, averages, cooled runs.
+
+    Of runs that differ in their seeds only: the mean over training, and all of them where error stands against loss.
+    """
+    lines = {}  # (kind, label): {step: [(error, loss, standard error)]}
     for path in args.files:
         for where, row in tables.read_rows(path):
             if not all(isinstance(row.get(column), int | float) for column in ("step", "error", "val_loss")):
                 raise Mistake(
                     f"{where} has no step, error and val_loss: expected what evaluate.py --tasks --json prints"
                 )
-            point = (row["step"], row["error"], row["val_loss"], row.get("error_stderr") or math.nan)
-            lines.setdefault(name_row(row, path), set()).add(point)
+            point = (row["error"], row["val_loss"], row.get("error_stderr") or math.nan)
+            found = lines.setdefault(name_row(row, path), {}).setdefault(row["step"], [])
+            found += [point] if point not in found else []
     look = styles(lines)
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.8))
-    for (_, label), points in lines.items():
-        steps, errors, losses, bars = zip(*sorted(points), strict=True)
+    for (_, label), at in lines.items():
+        steps = sorted(at)
+        errors, losses, bars = np.array([np.mean(at[step], 0) for step in steps]).T
         style = {"label": label, "lw": 1.4, "elinewidth": 0.8, "capsize": 2} | look[label]
         panels[0].errorbar(steps, errors, np.nan_to_num(bars), **style)
         panels[1].plot(steps, losses, label=label, lw=1.4, **look[label])
+        errors, losses, _ = zip(*(point for step in steps for point in at[step]), strict=True)
         panels[2].plot(losses, errors, **look[label] | {"linestyle": ""})
     for axes in panels[:2]:
         axes.set_xlabel("step")
@@ -215,7 +219,8 @@ def plot_downstream(args):
     panels[0].set_ylabel("mean error on the tasks")
     panels[1].set_ylabel(LOSS)
     panels[2].set(xlabel=LOSS, ylabel="mean error on the tasks")
-    caption = "bars: standard errors over the questions"
+    n = max(len(points) for at in lines.values() for points in at.values())
+    caption = "bars: standard errors over the questions" + (f"; means over {n} runs" if n > 1 else "")
     return finish(figure, "Error on tasks, and loss, over training", caption, look)
 
 

@@ -213,29 +213,29 @@ def test_every_schedule_has_defaults(name):
 
 
 def test_downstream(tmp_path, figure):
-    """Raw weights and averages of two checkpoints, and a cooldown whose run says what it is called."""
-    options = {"schedule": "wsd", "cooldown_shape": "linear", "not_default": []}
-    (tmp_path / "cool/ckpt").mkdir(parents=True)
-    (tmp_path / "cool/config.json").write_text(json.dumps(options))
+    """Raw weights and averages of two checkpoints of two seeds, a cooldown, and a run whose schedule was not told."""
     for step, error in ((40, 0.5), (20, 0.6)):
-        point = {"step": step, "val_loss": 3 - error, "error_stderr": 0.01}
-        rows = [{"average": "raw weights", "steps": 1, **point, "error": error}]
-        rows += [{"average": "window x 1", "steps": 10, **point, "error": error - 0.1}]
+        rows = []
+        for worse in (0, 0.02):
+            point = {"step": step, "val_loss": 3 - error, "error_stderr": 0.01, "schedule": "constant"}
+            rows.append({"average": "raw weights", "steps": 1, **point, "error": error + worse})
+            rows.append({"average": "window x 1", "steps": 10, **point, "error": error + worse - 0.1})
         (tmp_path / f"at{step}.json").write_text(json.dumps({"rows": rows}))
-    ends = [
-        {"checkpoint": str(tmp_path / f"{run}/ckpt/step_00000050.pt"), "step": 50, "error": 0.3, "val_loss": 2.0}
-        for run in ("cool", "gone")
-    ]
-    (tmp_path / "cooled.json").write_text(json.dumps({"rows": ends}))
-    drawn = figure("downstream", *(str(tmp_path / name) for name in ("at40.json", "at20.json", "cooled.json")))
+    end = {"checkpoint": "runs/gone/ckpt/step_00000050.pt", "step": 50, "error": 0.3, "val_loss": 2.0}
+    rows = [end, end | {"schedule": "wsd", "cooldown_shape": "linear"}]
+    (tmp_path / "cooled.json").write_text(json.dumps({"rows": rows}))
+    files = [str(tmp_path / name) for name in ("at40.json", "at20.json", "cooled.json", "at20.json")]
+    drawn = figure("downstream", *files)
     errors, losses, both = drawn.axes
-    named = {"raw weights", "window of 10 steps", "cooldown, linear", "gone"}
+    named = {"constant", "window of 10 steps", "cooldown, linear", "gone"}
     assert {*legend_of(drawn)} == named == {*lines_of(losses)}
-    assert lines_of(errors)["raw weights"] == ([20, 40], [0.6, 0.5])
-    assert lines_of(errors)["window of 10 steps"] == ([20, 40], [0.5, 0.4])
-    assert lines_of(losses)["raw weights"] == ([20, 40], [2.4, 2.5])
+    assert lines_of(errors)["constant"] == ([20, 40], [pytest.approx(0.61), pytest.approx(0.51)])
+    assert lines_of(errors)["window of 10 steps"] == ([20, 40], [pytest.approx(0.51), pytest.approx(0.41)])
+    assert lines_of(losses)["constant"] == ([20, 40], [2.4, 2.5])
     assert lines_of(losses)["cooldown, linear"] == ([50], [2.0])
-    assert both.lines[0].get_xydata().tolist() == [[pytest.approx(2.4), 0.6], [pytest.approx(2.5), 0.5]]
+    assert both.lines[0].get_xydata()[:, 1].tolist() == pytest.approx([0.6, 0.62, 0.5, 0.52])  # every run
+    (tmp_path / "old.json").write_text(json.dumps({"rows": [{"average": "raw weights", "steps": 1, **end}]}))
+    assert legend_of(figure("downstream", str(tmp_path / "old.json"))) == ["gone"]
 
 
 def test_interpolation(tmp_path, figure):

@@ -261,7 +261,8 @@ def test_averages_merges_and_a_quick_look(trained, folder, capsys):
     raw = table(capsys, paths[1], *flags)["rows"][0]
     rows = table(capsys, paths[1], "--average=window", *flags)["rows"]
     assert [row["average"] for row in rows] == ["raw weights", "window x 1", "window x 2"]
-    assert rows[0]["choices acc"] == raw["choices acc"] and {row["step"] for row in rows} == {200}
+    assert rows[0]["choices acc"] == raw["choices acc"]
+    assert {(row["step"], row["schedule"]) for row in rows} == {(200, "wsd")}
     assert len({row["choices acc"] for row in rows}) > 1  # the control: other weights
     assert "choices acc" in table(capsys, "--merge", *paths, *flags)["rows"][0]
     few = table(capsys, paths[1], *flags, "--task_limit=7")
@@ -320,6 +321,7 @@ def test_laws_read_the_table(trained, folder, capsys, tmp_path):
     laws.__main__.run(["downstream", str(tmp_path / "tasks.json"), "--draws=0", "--json"])
     fit = json.loads(capsys.readouterr().out)
     assert fit["law"] == "downstream" and fit["n_points"] == 4 and fit["params"]["k"] > 0
+    assert [(row["schedule"], row["cooldown_shape"]) for row in found["rows"]] == [("wsd", "1-sqrt")] * 4  # for figures
 
 
 def test_their_library_evaluate_is_found_past_our_file():
