@@ -1077,6 +1077,19 @@ def test_shards_have_the_bits_of_one_rank(lab, options):
     assert not same(newest(lab.path, "other sums"), newest(lab.path, "one"))
 
 
+@long
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.device_count() < 8, reason="eight ranks need eight GPUs")
+def test_eight_ranks_have_the_bits_of_one(lab):
+    options = dict(n_embd=128, micro_batch_size=1, global_batch_size=8)
+    lab.run("one", **options)
+    for parallel in ("replicate", "shard", "shard:4"):
+        shards(lab, parallel, 8, parallel=parallel, **options)
+        assert same(newest(lab.path, parallel), newest(lab.path, "one")), parallel
+        assert lines(lab.path, parallel) == lines(lab.path, "one"), parallel
+    shards(lab, "other sums", 8, exact_sums=False, parallel="shard", **options)  # the control
+    assert not same(newest(lab.path, "other sums"), newest(lab.path, "one"))
+
+
 def round_all():
     """Norms and the embedding travel in bf16, too."""
     import sharding
