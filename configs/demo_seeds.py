@@ -3,8 +3,8 @@
     python prepare_data.py stdlib --tokenizer=bytes
     python study.py configs/demo_seeds.py --jobs=2
 
-It does, on one kind of CPU and with one thread: all cooldowns end 0.05 to 0.16 below their cosines. See "The demo" in
-results/README.md.
+It does, with one thread, on a CPU with AVX-512 and, in fp32, on one that has AVX2 only: all cooldowns end 0.05 to 0.16
+below their cosines. See "The demo" in results/README.md.
 """
 
 base = "configs/quiet.py"

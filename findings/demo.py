@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tables import over_seeds, where
+from tables import over_seeds, std, where
 
 from .text import (
     WORDS,
@@ -22,7 +22,12 @@ from .text import (
 
 LENGTHS = (300, 600, 900)
 AVERAGES = ("window", "ema")
-KINDS = {"fp32": "float32", "bf16": "bfloat16"}  # of arithmetic
+# {kind of arithmetic: (folder in results/, what its runs have in common)}
+KINDS = {
+    "fp32": ("demo_seeds", {"dtype": "float32"}),
+    "bf16": ("demo_seeds", {"dtype": "bfloat16"}),
+    "fp32, AVX2": ("demo_avx2", {}),
+}
 
 
 def losses_of(study, rows):
@@ -38,12 +43,22 @@ def losses_of(study, rows):
     }
 
 
-def outcomes():
+def losses_by_kind():
+    """{kind of arithmetic: what `losses_of` finds}"""
+    return {kind: losses_of(study, where(read(study), **common)) for kind, (study, common) in KINDS.items()}
+
+
+def apart(by_kind, kind):
+    """How far the cooldowns of one seed end from those in fp32, next to how seeds scatter there;"""
+    here, fp32 = (by_kind[k]["cooldown"][LENGTHS[-1]] for k in (kind, "fp32"))
+    return f"{np.sqrt(np.mean((here - fp32) ** 2)):.4f}", f"{std(fp32):.3f}"
+
+
+def outcomes(by_kind):
     """(table of the demo's outcomes over seeds and kinds of arithmetic, all differences in a dict)"""
-    rows, table, found = read("demo_seeds"), [["arithmetic", "seeds", "steps"]], {}
+    table, found = [["arithmetic", "seeds", "steps"]], {}
     table[0] += ["cooldown minus cosine", "most", "window minus constant", "most", "EMA minus constant", "most"]
-    for kind, dtype in KINDS.items():
-        losses = losses_of("demo_seeds", where(rows, dtype=dtype))
+    for kind, losses in by_kind.items():
         for n in LENGTHS:
             minus = {"cooldown": losses["cooldown"][n] - losses["cosine"][n]}
             minus |= {name: losses[name][n] - losses["constant"][n] for name in AVERAGES}
@@ -74,7 +89,9 @@ def demo():
     shares = [share_of_gain(*(losses[line][n] for line in ("constant", "window", "cooldown"))) for n in LENGTHS]
     line = {row["t"]: f"{row['val_loss']:.3f}" for row in load("demo/interpolation.json")["rows"]}
     alone = f"{updates(rows, alone=True):,}"
-    seeds, minus = outcomes()
+    by_kind = losses_by_kind()
+    seeds, minus = outcomes(by_kind)
+    (other_cpu, scatter), (bf16, _) = (apart(by_kind, kind) for kind in ("fp32, AVX2", "bf16"))
     least = {name: max(max(d[name]) for d in minus.values()) for name in ("cooldown", "window")}
     n = len(next(iter(minus.values()))["cooldown"])
     phrases = [
@@ -82,7 +99,9 @@ def demo():
         f"{cost(rows)}: {updates(rows):,} of {alone} updates are left",
         f"The window shows {listed(shares)} of what the cooldown gains",
         f"from {line[0.0]} over {line[0.5]} in the middle to {line[1.0]}",
-        f"with {WORDS[n]} seeds in {' and in '.join(KINDS)}",
+        f"with {WORDS[n]} seeds in fp32 and in bf16",
+        f"ends {other_cpu} from itself after {LENGTHS[-1]} steps (root mean square), in bf16 {bf16}, and seeds scatter "
+        f"by {scatter}",
         f"by {-least['cooldown']:.3f} or more, and the window below the constant run by {-least['window']:.3f} or more",
     ]
     readme = [f"The {len(rows)} runs of ` would be {alone} updates alone; {updates(rows):,} are left to train"]
