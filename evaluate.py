@@ -37,7 +37,7 @@ from model import load_model, shape_of
 from parallel import chunk_losses
 from start import PARTS, check_state
 from tables import SHAPE, print_table, refuse_twice
-from train import Config
+from train import Config, make_schedule
 from vocab import find_tokenizer
 
 NEEDED = tuple(part for part in PARTS if part not in ("optimizer", "averages"))  # of a checkpoint, to evaluate it
@@ -169,10 +169,14 @@ def val_folder(args, config):
     return Path(args.data_dir or config["data_dir"]) / name
 
 
-def run_of(config):
-    """What a figure of several tables calls the run of a checkpoint by: see tables.called."""
-    told = ("schedule", "cooldown_shape") if config["schedule"] == "wsd" else ("schedule",)
-    return {name: config[name] or SHAPE for name in told}
+def run_of(state):
+    """What a figure of several tables calls a checkpoint by: tables.called; before its cooldown a run is constant."""
+    config = Config(**state["config"])
+    if config.schedule != "wsd":
+        return {"schedule": config.schedule}
+    if state["progress"]["step"] <= make_schedule(config).keywords["start"]:
+        return {"schedule": "constant"}
+    return {"schedule": "wsd", "cooldown_shape": config.cooldown_shape or SHAPE}
 
 
 def evaluate_each(args, task, paths):
@@ -180,7 +184,7 @@ def evaluate_each(args, task, paths):
     for path in paths:
         state = read(path)
         merged = {"merged": len(state["merged"]["paths"])} if "merged" in state else {}
-        told = {"step": state["progress"]["step"]} | (run_of(state["config"]) if args.tasks else {})
+        told = {"step": state["progress"]["step"]} | (run_of(state) if args.tasks else {})
         task.add(build_model(state, path, task.device), checkpoint=path, **told, **merged)
 
 
@@ -190,7 +194,7 @@ def evaluate_average(args, task, paths):
     state = read(path, AVERAGED)
     names = averages_of(state, path, args.average)
     model = build_model(state, path, task.device)
-    at = {"step": state["progress"]["step"]} | run_of(state["config"]) if args.tasks else {}
+    at = {"step": state["progress"]["step"]} | run_of(state) if args.tasks else {}
     task.add(model, average="raw weights", steps=1, **at)
     for name in names:
         with mistakes(path):

@@ -262,7 +262,7 @@ def test_averages_merges_and_a_quick_look(trained, folder, capsys):
     rows = table(capsys, paths[1], "--average=window", *flags)["rows"]
     assert [row["average"] for row in rows] == ["raw weights", "window x 1", "window x 2"]
     assert rows[0]["choices acc"] == raw["choices acc"]
-    assert {(row["step"], row["schedule"]) for row in rows} == {(200, "wsd")}
+    assert {(row["step"], row["schedule"], row["cooldown_shape"]) for row in rows} == {(200, "wsd", "1-sqrt")}
     assert len({row["choices acc"] for row in rows}) > 1  # the control: other weights
     assert "choices acc" in table(capsys, "--merge", *paths, *flags)["rows"][0]
     few = table(capsys, paths[1], *flags, "--task_limit=7")
@@ -321,7 +321,8 @@ def test_laws_read_the_table(trained, folder, capsys, tmp_path):
     laws.__main__.run(["downstream", str(tmp_path / "tasks.json"), "--draws=0", "--json"])
     fit = json.loads(capsys.readouterr().out)
     assert fit["law"] == "downstream" and fit["n_points"] == 4 and fit["params"]["k"] > 0
-    assert [(row["schedule"], row["cooldown_shape"]) for row in found["rows"]] == [("wsd", "1-sqrt")] * 4  # for figures
+    told = [(row["schedule"], row.get("cooldown_shape")) for row in found["rows"]]
+    assert told == [("constant", None)] * 3 + [("wsd", "1-sqrt")]  # before its cooldown a run is constant
 
 
 def test_their_library_evaluate_is_found_past_our_file():

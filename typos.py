@@ -1,10 +1,10 @@
-"""Questions of a dataset's own validation text, for evaluate.py --tasks: which of four lines comes next? No network.
+"""Questions of a dataset's own validation text, for evaluate.py --tasks: which line has no typo? No network needed.
 
-    python next_line.py data/packages-bytes --out=runs/tasks       # writes next_line.yaml and next_line.jsonl
-    python evaluate.py runs/x/ckpt/step_* --tasks=next_line --tasks_dir=runs/tasks
+    python typos.py data/packages-bytes --out=runs/tasks           # writes typos.yaml and typos.jsonl
+    python evaluate.py runs/x/ckpt/step_* --tasks=typos --tasks_dir=runs/tasks
 
-The three wrong lines are of the same text, elsewhere, and have as many characters as the right one, so that a model
-that only knows how long lines are is right one time in four. Spaces before a line are part of the question.
+A question is a line as it is and three times with two neighbouring characters swapped, behind the text before it: so
+its answers are equally long, one is right by chance in four times, and models of 68,000 parameters know more than that.
 """
 
 import json
@@ -19,7 +19,7 @@ from data import open_bin
 from sealed import written
 from vocab import KEPT, TOKENIZERS, our_own, register
 
-NAME = "next_line"
+NAME = "typos"
 LENGTHS = range(20, 49)  # characters of a line that can be an answer
 
 
@@ -50,18 +50,23 @@ def lines_of(texts):
     return list(found.values())
 
 
+def misspelt(line, rng):
+    """Three different versions of a line, each with two neighbouring characters swapped; None if it has not so many."""
+    places = [i for i in range(len(line) - 1) if line[i] != line[i + 1]]
+    found = {line[:i] + line[i + 1] + line[i] + line[i + 2 :] for i in rng.sample(places, min(3, len(places)))}
+    return sorted(found) if len(found) == 3 else None
+
+
 def questions(lines, n, context, seed=0):
-    """`n` of {"text": up to `context` characters, "choices": four lines, "answer": the one that follows}."""
-    rng, alike = random.Random(seed), {}
-    for line in lines:
-        alike.setdefault(len(line[2]), []).append(line)
-    able = [line for group in alike.values() if len(group) >= 4 for line in group]
-    if len(able) < n:
-        raise Mistake(f"--n={n}: the text has lines for {len(able)} questions; ask for no more")
-    for text, at, answer in rng.sample(able, n):
-        wrong = [bare for _, _, bare in rng.sample(alike[len(answer)], 4) if bare != answer][:3]
-        choices = sorted([answer, *wrong], key=lambda _: rng.random())
-        yield {"text": text[max(0, at - context) : at], "choices": choices, "answer": answer}
+    """`n` of {"text": up to `context` characters, "choices": four versions of a line, "answer": the right one}."""
+    rng, found = random.Random(seed), []
+    for text, at, answer in rng.sample(lines, len(lines)):
+        if len(found) < n and (wrong := misspelt(answer, rng)):
+            choices = rng.sample([answer, *wrong], 4)
+            found.append({"text": text[max(0, at - context) : at], "choices": choices, "answer": answer})
+    if len(found) < n:
+        raise Mistake(f"--n={n}: the text has lines for {len(found)} questions; ask for no more")
+    return found
 
 
 def run(args=None):
@@ -74,7 +79,8 @@ def run(args=None):
     args = parser.parse_args(args)
     out = Path(args.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    asked = list(questions(lines_of(tqdm(documents(args.dataset), unit=" texts", disable=None)), args.n, args.context))
+    texts = tqdm(documents(args.dataset), unit=" texts", disable=None)
+    asked = questions(lines_of(texts), args.n, args.context)
     with written(out / f"{NAME}.jsonl") as file:
         file.write("".join(json.dumps(question) + "\n" for question in asked).encode())
     files = {"data_files": {"test": str(out / f"{NAME}.jsonl")}, "cache_dir": str(out / "cache")}

@@ -1,4 +1,4 @@
-"""Tests of next_line.py: the questions are what it says, and evaluate.py takes them."""
+"""Tests of typos.py: the questions are what it says, and evaluate.py takes them."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import write_bins
 
-import next_line
+import typos
 import vocab
 from config import Mistake
 from data import open_bin
@@ -27,25 +27,26 @@ def dataset(tmp_path):
 
 
 def made(dataset, out, *flags):
-    next_line.run([str(dataset), f"--out={out}", *flags])
-    return [json.loads(line) for line in (out / "next_line.jsonl").read_text().splitlines()]
+    typos.run([str(dataset), f"--out={out}", *flags])
+    return [json.loads(line) for line in (out / "typos.jsonl").read_text().splitlines()]
 
 
-def test_answers_follow_and_the_others_are_as_long(dataset, tmp_path):
+def test_answers_follow_and_the_others_have_two_characters_swapped(dataset, tmp_path):
     asked = made(dataset, tmp_path / "a", "--n=60", "--context=50")
     assert len(asked) == 60 == len({question["answer"] for question in asked})
     places = set()
     for question in asked:
         text, choices, answer = question["text"], question["choices"], question["answer"]
         assert any(f"{text}{answer}\n" in whole for whole in TEXTS) and len(text) <= 50
-        assert answer in choices and len({*choices}) == 4 and len({*map(len, choices)}) == 1
-        assert all(any(f"{choice}\n" in whole for whole in TEXTS) for choice in choices)
+        assert answer in choices and len({*choices}) == 4
+        for wrong in {*choices} - {answer}:
+            apart = [i for i, (a, b) in enumerate(zip(answer, wrong, strict=True)) if a != b]
+            assert len(apart) == 2 and apart[1] == apart[0] + 1 and sorted(wrong) == sorted(answer)
         places.add(choices.index(answer))
     assert places == {0, 1, 2, 3}
     assert any(question["text"].endswith("  ") for question in asked)  # what indents it is part of the question
-    assert asked == made(dataset, tmp_path / "b", "--n=60", "--context=50") and asked[:5] != made(
-        dataset, tmp_path / "c", "--n=5"
-    )
+    assert asked == made(dataset, tmp_path / "b", "--n=60", "--context=50")
+    assert asked[:5] != made(dataset, tmp_path / "c", "--n=5", "--context=20")
 
 
 def test_mistakes(dataset, tmp_path):
@@ -66,5 +67,5 @@ def test_evaluate_takes_them(dataset, tmp_path):
 
     made(dataset, tmp_path / "a", "--n=40")
     model = Llama(Shape(vocab_size=257, seq_len=128, n_layer=1, n_head=1, n_embd=16))
-    row = Tasks(["next_line"], "bytes", tmp_path / "a").score(model)
-    assert row["error"] == 1 - row["next_line acc"] and 0.3 < row["error"] < 1  # it knows nothing
+    row = Tasks(["typos"], "bytes", tmp_path / "a").score(model)
+    assert row["error"] == 1 - row["typos acc"] and 0.3 < row["error"] < 1  # it knows nothing
