@@ -13,6 +13,7 @@ from .lengths import lengths
 from .mixes import cooldown_mix
 from .noise import noise
 from .optimizers import optimizers, schedule_free, tune_small
+from .sizes import sizes
 from .transfer import mup, supar
 
 # In the order of the first table of results/README.md
@@ -28,6 +29,7 @@ STUDIES = (
     cooldown_shape,
     cooldown_length,
     cooldown_mix,
+    sizes,
     tune_small,
 )
 STUDIES += (optimizers, schedule_free, mup, supar, data_limited)

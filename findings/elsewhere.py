@@ -44,6 +44,8 @@ GIVEN = (
     (RESULTS, LENGTHS, CONFIG, ["half of the others' at 2,400 steps"]),
     (RESULTS, LENGTHS, CONFIG, ["1.6e-2 was not tried at 2,400 steps", "a cosine to 10%", "At 300 steps"]),
     (RESULTS, LENGTHS, CONFIG, ["a peak of 8e-3", "the cooldown from 8e-3 above"]),
+    (RESULTS, "A ladder in fp32", CONFIG, ["2,048 tokens per step", "262,144 bytes", "two heads of 16 channels"]),
+    (RESULTS, "A ladder in fp32", "the table above it", ["from 1,057 steps on"]),
     (RESULTS, "A trunk used ten times as far", CONFIG, ["At 600 steps the best peak is 8e-3", "for 600 steps loses"]),
     (RESULTS, "A trunk used ten times as far", CONFIG, ["on to 6,000 steps", "beside one of 4e-3", "131,072 bytes"]),
     (RESULTS, "A trunk used ten times as far", CONFIG, ["a cosine from 1.6e-2", "every 60 steps", "runs of 4e-3"]),
