@@ -57,7 +57,7 @@ figures: .venv/installed
 		--json > results/ladder/holdout_two.json
 	$(RUN) -m laws holdout results/ladder/results.csv --where=schedule=wsd --best=lr --by=D \
 		--json > results/ladder/holdout_lengths.json
-	$(RUN) plot.py lr results/sizes/68k --only schedule=onecycle,wsd --out=results/sizes/68k/lr.png
+	$(RUN) plot.py lr results/sizes/68k results/sizes/108k --only schedule=onecycle,wsd --out=results/sizes/lr.png
 	$(RUN) plot.py downstream results/sizes/68k/typos/one_peak.json --out=results/sizes/68k/typos/downstream.png
 	$(RUN) -m laws downstream results/sizes/68k/typos/ends.json --json > results/sizes/68k/typos/law.json
 	$(RUN) plot.py certificate results/tune_small --out=results/tune_small/certificate.png

@@ -24,7 +24,7 @@ from .text import (
     values,
 )
 
-SIZES = ("68k",)  # folders of results/sizes
+SIZES = ("68k", "108k")  # folders of results/sizes
 COOLDOWN = {"schedule": "wsd"}
 COSINE = {"schedule": "onecycle"}
 
